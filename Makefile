@@ -1,0 +1,64 @@
+# LESSON=01 (or 01_simple_queue, or a path such as work/01_mine) selects a lesson.
+# ARGS="..." is passed on: make run LESSON=01 ARGS="worker --name a", make test ARGS="-k claim -x".
+# All paths are relative, because make cannot handle spaces in them.
+
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+PYTHON := .venv/bin/python
+setup := sh tools/setup.sh
+last := $(lastword $(sort $(wildcard lessons/[0-9][0-9]_*)))
+# Sets $$lesson to the directory that LESSON names.
+find_lesson = for lesson in "$(LESSON)" "lessons/$(LESSON)" lessons/"$(LESSON)"_*; do \
+	[ ! -f "$$lesson/main.py" ] || break; done; \
+	[ -n "$(LESSON)" ] && [ -f "$$lesson/main.py" ] || \
+	{ echo "LESSON=$(LESSON) names no lesson. Try: make $@ LESSON=$(patsubst lessons/%,%,$(last))" >&2; exit 2; }
+
+.PHONY: help setup demo test check run work diff generate output psql clean
+
+help: ## this list
+	@echo 'make VERB [LESSON=01] [ARGS="..."]'
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-12s%s\n", $$1, $$2 }'
+
+setup: ## install everything again into .venv (the other verbs make it when it is missing)
+	@rm -f .venv/.setup-run .venv/.setup-check
+	@$(setup)
+
+demo: ## run the story of the last lesson
+	@$(setup)
+	@cd $(last) && exec ../../$(PYTHON) main.py $(ARGS)
+
+test: ## run the tests; with LESSON, only the lessons' tests, on that lesson or copy
+	@$(setup)
+	@$(PYTHON) -m pytest -n 4 $(if $(LESSON),tests/test_[0-9][0-9]_*.py) $(ARGS)
+
+check: ## everything that must hold before a commit: linters, types, and the texts against the code
+	@$(setup) check
+	@$(PYTHON) -m tools check $(ARGS)
+
+run: ## run a lesson; ARGS="worker --name a" plays a part of it by hand
+	@$(setup)
+	@$(find_lesson); python="$$(pwd)/$(PYTHON)" && cd "$$lesson" && exec "$$python" main.py $(ARGS)
+
+work: ## copy a lesson to work/01_mine, to change it at will; NAME=second calls it 01_second
+	@$(setup)
+	@$(PYTHON) -m tools work $(if $(LESSON),"$(LESSON)") $(if $(NAME),"$(NAME)")
+
+diff: ## what a lesson changes in the one before it; what your copy changes in its lesson
+	@$(setup)
+	@$(PYTHON) -m tools diff $(if $(LESSON),"$(LESSON)") $(ARGS)
+
+generate: ## make db/ again from schema.sql and queries.sql, with sqlc
+	@$(setup)
+	@$(PYTHON) -m tools generate $(if $(LESSON),"$(LESSON)") $(ARGS)
+
+output: ## run the commands that the lessons show and write their output into the READMEs
+	@$(setup)
+	@$(PYTHON) -m tools output $(if $(LESSON),"$(LESSON)") $(ARGS)
+
+psql: ## look into the database; with LESSON, at that lesson's tables
+	@$(setup)
+	@$(if $(LESSON),$(find_lesson);) $(PYTHON) -m tools.postgres psql $(if $(LESSON),"$$lesson")
+
+clean: ## stop the embedded Postgres and remove its data
+	@$(setup)
+	@$(PYTHON) -m tools.postgres clean

@@ -1,0 +1,10 @@
+"""What every lesson uses and no lesson explains.
+
+postgres    a Postgres server: the one in DATABASE_URL, or an embedded one
+database    the lesson's own database schema on that server, and SQLAlchemy engines bound to it
+generated   are the files in db/ those that sqlc made from this schema.sql and queries.sql?
+story       narration: one time-stamped line per fact, and claims that must hold
+processes   worker processes: start, pause, kill, wait
+outside     the world outside the database, where no rollback reaches: a file with a line per effect
+testing     the fixtures of the tests
+"""

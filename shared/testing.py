@@ -1,0 +1,178 @@
+"""The tests' fixtures, as a pytest plugin. A test that asks for `lesson` runs once for each lesson.
+
+tests/test_01_simple_queue.py holds for lesson 01 and for every later one, up to the lesson that a
+`@pytest.mark.until(3, why="...")` names. LESSON=01 or LESSON=work/01_mine tests that lesson alone.
+A test in a lesson's exercises/ runs on the lesson in which it is.
+"""
+
+import importlib
+import os
+import re
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from shared.database import MARK, Database, open_database, schema_name
+from shared.postgres import server
+from shared.processes import wait_until
+
+LESSONS = Path(__file__).resolve().parents[1] / "lessons"
+
+
+class Lesson:
+    """One lesson's modules, freshly loaded: `lesson.worker.Worker`, `lesson.queries.Querier`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.number = number(path)
+        self._modules = load(path)
+
+    def __getattr__(self, module: str) -> Any:
+        return getattr(self._modules, module)
+
+
+def load(path: Path) -> SimpleNamespace:
+    """Import one lesson's modules. Every lesson has a `worker`, so the names are freed again."""
+    names = {file.stem for file in path.glob("*.py")} | {"db"}
+    sys.path.insert(0, str(path))
+    importlib.invalidate_caches()
+    try:
+        modules = {name: importlib.import_module(name) for name in sorted(names)}
+        return SimpleNamespace(queries=importlib.import_module("db.queries"), **modules)
+    finally:
+        sys.path.remove(str(path))
+        for name in [name for name in sys.modules if name.partition(".")[0] in names]:
+            del sys.modules[name]
+
+
+def number(path: Path) -> int:
+    """The number in the directory's name; a copy without one is tested as the latest lesson."""
+    found = re.match(r"(\d\d)_", path.name)
+    return int(found[1]) if found else 99
+
+
+def lessons(test_file: Path) -> list[Path]:
+    """The lessons that a test file is for, before `until` is looked at."""
+    if test_file.parents[1].name == "exercises":
+        if test_file.is_relative_to(LESSONS):
+            pytest.skip(
+                "an exercise is solved in a copy: make work LESSON=01, and test that",
+                allow_module_level=True,
+            )
+        return [test_file.parents[2]]
+    found = re.match(r"test_(\d\d)_", test_file.name)
+    first = int(found[1]) if found else 0
+    chosen = os.environ.get("LESSON")
+    paths = sorted(LESSONS.glob("[0-9][0-9]_*"))
+    if not chosen:
+        pass
+    elif (Path(chosen) / "main.py").exists():
+        paths = [Path(chosen).resolve()]
+    elif matches := [path for path in paths if chosen in (path.name, path.name[:2])]:
+        paths = matches
+    else:
+        raise pytest.UsageError(f"LESSON={chosen}: no such lesson, and no directory with a main.py")
+    return [path for path in paths if number(path) >= first]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "until(lesson, why): that lesson replaces this behaviour")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "lesson" not in metafunc.fixturenames:
+        return
+    until = metafunc.definition.get_closest_marker("until")
+    end = until.args[0] if until else 100
+    paths = [path for path in lessons(metafunc.definition.path) if number(path) < end]
+    metafunc.parametrize("lesson", paths, ids=[path.name for path in paths], indirect=True)
+
+
+@pytest.fixture
+def lesson(request: pytest.FixtureRequest) -> Lesson:
+    return Lesson(request.param)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """One server for all tests. Schemas that a killed test run left behind are dropped."""
+    with server() as url:
+        drop_test_schemas(url)
+        yield url
+        drop_test_schemas(url)
+
+
+def drop_test_schemas(url: str) -> None:
+    """Drop the tests' schemas, but not those that another run has in use."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        for (name,) in connection.execute(
+            "select nspname from pg_namespace where nspname like 'test\\_%%'"
+            " and obj_description(oid, 'pg_namespace') like %s"
+            " and pg_try_advisory_lock(hashtextextended(nspname, 0))",
+            (f"{MARK}%",),
+        ).fetchall():
+            drop = sql.SQL("drop schema if exists {} cascade").format(sql.Identifier(name))
+            connection.execute(drop)
+
+
+@pytest.fixture
+def db(
+    lesson: Lesson,
+    postgres: str,  # noqa: ARG001  held for the whole session
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Database]:
+    """Fresh tables of the lesson, in a schema that is this test run's own."""
+    monkeypatch.setenv("LESSON_SCHEMA", f"test_{os.getpid()}_{schema_name(lesson.path)}"[:60])
+    monkeypatch.setenv("LESSON_OUTSIDE", str(tmp_path / "outside.log"))
+    with open_database(lesson.path, reset=True) as database:
+        yield database
+
+
+@contextmanager
+def working(worker: Any) -> Iterator[None]:
+    """Let a Worker of a lesson run in a thread; stop it, and raise what it raised, at the end."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            worker.run()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        worker.stop()
+        thread.join(timeout=30)
+    assert not thread.is_alive(), "the worker did not stop within 30 s"
+    if errors:
+        raise errors[0]
+
+
+def task_row(db: Database, id: int) -> SimpleNamespace:
+    """A row of `tasks`, all columns, as it is now."""
+    # Under another name, so that a test that cuts the worker's connections does not cut this one.
+    with db.connect(application_name="the test looks on") as connection:
+        cursor = connection.execute("select * from tasks where id = %s", (id,))
+        row = cursor.fetchone()
+        assert row is not None
+        assert cursor.description is not None
+        return SimpleNamespace(**dict(zip((c.name for c in cursor.description), row, strict=True)))
+
+
+def wait_for_status(db: Database, id: int, *statuses: str, seconds: float = 20) -> SimpleNamespace:
+    """The row of the task once it has one of the statuses; TimeoutError after `seconds`."""
+    what = f"task {id} is {' or '.join(statuses)}"
+    wait_until(lambda: task_row(db, id).status in statuses, what, seconds)
+    return task_row(db, id)

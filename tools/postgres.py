@@ -1,0 +1,81 @@
+"""`make psql` and `make clean`: the server by hand.
+
+python -m tools.postgres psql [LESSON_DIRECTORY]
+python -m tools.postgres clean
+"""
+
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from shared.postgres import PostgresUnavailable, server
+
+
+def psql(lesson: Path | None) -> int:
+    """psql, on the tables of a lesson if one is given. Returns its exit status."""
+    program = shutil.which("psql") or wheel_psql()
+    with server() as url:
+        if lesson:
+            from shared.database import schema_name
+
+            schema = schema_name(lesson.resolve())
+            options = f"{conninfo_to_dict(url).get('options') or ''} -csearch_path={schema}"
+            url = make_conninfo(url, options=options.strip())
+            print(
+                f"psql: the tables of {schema}; \\dt lists them, \\q ends it. "
+                "None? They are made when main.py runs there.",
+                file=sys.stderr,
+            )
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for psql, which sets a handler
+        return subprocess.run([program, "-d", url], check=False).returncode
+
+
+def wheel_psql() -> Path:
+    try:
+        from shared.embedded import Embedded
+
+        program = Embedded().wheel() / "pginstall/bin/psql"
+    except (ImportError, PostgresUnavailable):
+        raise PostgresUnavailable(
+            "There is no psql. Debian and Ubuntu: apt install postgresql-client"
+        ) from None
+    print("psql: this one cannot edit lines; one on PATH would be used instead", file=sys.stderr)
+    return program
+
+
+def clean() -> None:
+    """Stop the embedded server and remove all of it."""
+    from shared.embedded import Embedded
+
+    embedded = Embedded()
+    if not embedded.home.exists():
+        print("clean: there is no embedded Postgres to remove")
+        return
+    with embedded.alone():
+        with (embedded.home / "users").open("a") as users:
+            if not embedded.lock(users):
+                raise PostgresUnavailable(
+                    "The embedded Postgres is in use: a story, worker, test or psql is running."
+                )
+            embedded.stop()
+        shutil.rmtree(embedded.home)
+    print(f"clean: removed {embedded.home}")
+
+
+if __name__ == "__main__":
+    try:
+        match sys.argv[1:]:
+            case ["psql"]:
+                sys.exit(psql(None))
+            case ["psql", lesson]:
+                sys.exit(psql(Path(lesson)))
+            case ["clean"]:
+                clean()
+            case _:
+                sys.exit(__doc__)
+    except PostgresUnavailable as error:
+        sys.exit(str(error))
