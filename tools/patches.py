@@ -1,0 +1,67 @@
+"""A patched copy of a lesson, and how a test ends on it: the ground of breaks and exercises."""
+
+import re
+import sys
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from xml.etree import ElementTree
+
+from shared.generated import record
+from tools.generated import NoPlugin, differing
+from tools.tree import Course, CourseError, copy_lesson, environment, git, last_line, run
+
+SECONDS = 180
+
+
+@contextmanager
+def copy_of(lesson: Path) -> Generator[Path]:
+    with tempfile.TemporaryDirectory() as directory:
+        # The same name: tests read the lesson's number from it.
+        yield copy_lesson(lesson, Path(directory).resolve() / "copy" / lesson.name)
+
+
+def apply(course: Course, copy: Path, patch: Path) -> list[str]:
+    """Apply a patch to a copy. It must fit, and bring the db/ that sqlc makes of its SQL."""
+    status, text = git("apply", str(patch), cwd=copy)
+    if status:
+        remedy = "make it again from the lesson as it is"
+        return [course.finding(patch, f"does not apply: {last_line(text)}", remedy)]
+    if not (copy / "sqlc.yaml").exists():
+        return []
+    try:
+        stale = differing(course, copy)
+    except NoPlugin:  # the check of the generated code says so, once
+        stale = []
+    except CourseError as error:
+        return [course.finding(patch, str(error), "mend its SQL")]
+    record(copy)
+    if stale:
+        remedy = "apply it to a copy, `make generate` there, and make the patch again"
+        return [course.finding(patch, "its db/ is not what sqlc makes of its SQL", remedy)]
+    return []
+
+
+def outcome(course: Course, copy: Path, test: str) -> tuple[str, str]:
+    """How a test ends on a copy: `passed`, `failed`, `skipped` or `error`, and a line about it.
+
+    A test that runs several times with different parameters has failed if it failed once.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        report = Path(directory) / "report.xml"
+        options = ["-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
+        configuration = course.root / "pyproject.toml"
+        if configuration.exists():  # a test in a copy would else be run without our settings
+            options += ["-c", str(configuration), f"--rootdir={course.root}"]
+        command = [sys.executable, "-m", "pytest", *options, test]
+        status, text = run(command, course.root, environment(LESSON=str(copy)), SECONDS)
+        if status == 124 or not report.exists():
+            return "error", last_line(text)
+        cases = list(ElementTree.parse(report).getroot().iter("testcase"))
+    for kind, name in (("error", "error"), ("failure", "failed"), ("skipped", "skipped")):
+        for case in cases:
+            if (child := case.find(kind)) is not None:
+                reasons = re.findall(r"^E +(.*)", child.text or "", re.M)  # of a collection
+                return name, reasons[-1] if reasons else child.get("message", "")
+    return ("passed", "") if cases else ("error", last_line(text))

@@ -1,0 +1,164 @@
+"""The course as the tools see it: its lessons, their files, and how to run something on them."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# These differ from lesson to lesson by nature, or another check holds them.
+OWN = {"README.md", "lesson.toml", "db", "breaks", "exercises"}
+JUNK = {"__pycache__", "outside.log"}
+
+
+class CourseError(Exception):
+    """Nothing can be done before somebody does what the message says."""
+
+
+@dataclass(frozen=True)
+class Course:
+    root: Path
+
+    @property
+    def lessons(self) -> list[Path]:
+        return sorted(
+            path
+            for path in (self.root / "lessons").glob("*")
+            if path.is_dir() and re.match(r"\d\d_", path.name)
+        )
+
+    @property
+    def neighbours(self) -> list[tuple[Path, Path]]:
+        """Each lesson that is a copy of the one before it, and that one."""
+        pairs = zip(self.lessons, self.lessons[1:], strict=False)
+        return [
+            (before, after)
+            for before, after in pairs
+            if not (after / "lesson.toml").exists() or not settings(after).get("starts_the_chain")
+        ]
+
+    def lesson(self, name: str | None) -> Path:
+        """`01`, `01_simple_queue`, or the path of a directory; the last lesson for None."""
+        lessons = self.lessons
+        if not name:
+            if not lessons:
+                raise CourseError(f"{self.root / 'lessons'}: there is no lesson")
+            return lessons[-1]
+        for lesson in lessons:
+            if name in (lesson.name, lesson.name.partition("_")[0]):
+                return lesson
+        for path in (Path(name), self.root / name):
+            if path.is_dir():
+                return path.resolve()
+        names = ", ".join(lesson.name for lesson in lessons)
+        raise CourseError(f"{name}: no such lesson or directory; there are {names}")
+
+    def chosen(self, name: str | None) -> list[Path]:
+        """One lesson by name, or all of them."""
+        return [self.lesson(name)] if name else self.lessons
+
+    def finding(self, path: Path, wrong: str, remedy: str) -> str:
+        return " ".join(f"{self.shown(path)}: {wrong}: {remedy}".split())
+
+    def shown(self, path: Path) -> str:
+        return str(path.relative_to(self.root) if path.is_relative_to(self.root) else path)
+
+
+def walk(directory: Path) -> Iterator[Path]:
+    """All files below, in the order of their names, without caches and hidden files."""
+    for path in sorted(directory.iterdir()):
+        if path.name in JUNK or path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from walk(path)
+        else:
+            yield path
+
+
+def compared_files(lesson: Path) -> dict[str, str]:
+    """Name -> text of the files that must not differ between neighbours without being named."""
+    return {
+        path.relative_to(lesson).as_posix(): path.read_bytes().decode(errors="surrogateescape")
+        for path in walk(lesson)
+        if path.relative_to(lesson).parts[0] not in OWN
+        and not re.fullmatch(r"test_\w+\.py", path.name)
+    }
+
+
+def copy_lesson(lesson: Path, target: Path) -> Path:
+    for path in walk(lesson):
+        copy = target / path.relative_to(lesson)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
+    return target
+
+
+def settings(lesson: Path) -> dict[str, Any]:
+    """lesson.toml. Raises CourseError if it is missing or cannot be read."""
+    path = lesson / "lesson.toml"
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise CourseError(f"{path}: {error}") from None
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """Ours, without what would choose another lesson or git repository, and without colours."""
+    kept = {k: v for k, v in os.environ.items() if not re.match(r"LESSON|GIT_|FORCE_COLOR", k)}
+    return kept | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}",
+        "NO_COLOR": "1",
+        "COLUMNS": "100",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        **variables,
+    }
+
+
+def run(
+    command: list[str] | str, cwd: Path, env: Mapping[str, str] | None = None, seconds: float = 300
+) -> tuple[int, str]:
+    """Run to the end; the exit status and the output, stderr mixed in. A string goes to the shell.
+
+    What takes longer than `seconds` is killed with all its children, and has the status 124.
+    """
+    process = subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=environment() if env is None else env,
+        shell=isinstance(command, str),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        output = process.communicate(timeout=seconds)[0]
+        return process.returncode, output.decode(errors="replace")
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output = process.communicate()[0]
+        return 124, f"{output.decode(errors='replace')}\nno end after {seconds:g} s"
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+
+
+def git(*arguments: str, cwd: Path) -> tuple[int, str]:
+    """git on plain directories: no settings of the user, and no repository around them."""
+    env = environment(
+        GIT_CONFIG_GLOBAL=os.devnull,
+        GIT_CONFIG_NOSYSTEM="1",
+        GIT_CEILING_DIRECTORIES=str(cwd.parent),
+    )
+    return run(["git", *arguments], cwd, env)
+
+
+def last_line(output: str) -> str:
+    lines = output.split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
