@@ -1,0 +1,259 @@
+"""Lesson 02: a worker claims what it can run, and a queue has a limit. --help lists the verbs."""
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+
+import click
+import sqlalchemy as sa
+from rich.table import Table
+from rich.text import Text
+
+import app
+from db.queries import Querier
+from shared.database import Database, open_database
+from shared.processes import wait_until, worker_processes
+from shared.story import check, console, say, say_logs, scene
+from tasks import BadInput, enqueue, limit_queue, to_json
+from worker import Worker, call
+
+HERE = Path(__file__).resolve().parent
+
+
+def story(db: Database) -> None:
+    greedy_worker(db)
+    free_slots(db)
+    count_then_claim(db)
+    lock_and_count_in_one_statement(db)
+    lock_then_count(db)
+    what_a_limit_costs(db)
+
+
+def greedy_worker(db: Database) -> None:
+    scene("A worker that claims more than it can run starves its neighbour")
+    enqueue_work(db, [0.1] * 20)
+    with db.autocommit.connect() as connection:
+        queue = Querier(connection)
+        tasks = list(queue.claim_tasks(queue="default", at_most=100))
+        say(f"worker greedy has one slot and claims {len(tasks)} tasks, all there are")
+        with worker_processes(HERE, "idle"):
+            started = time.monotonic()
+            for task in tasks:
+                queue.succeed_task(id=task.id, output=to_json(call(task.name, task.input)))
+            seconds = time.monotonic() - started
+    say(f"it runs them one after the other, {seconds:.1f} s; worker idle has 10 slots and looks on")
+    check(len(by_process()) == 1, "as feared: 20 tasks, two workers, one of them did everything")
+
+
+def free_slots(db: Database) -> None:
+    scene("A worker claims as many tasks as it has free slots")
+    with worker_processes(HERE, "a", "b", options=("--slots", "2")):
+        enqueue_work(db, [0.1] * 40)
+        wait_until(lambda: count(db, "queued", "running") == 0, "40 tasks are done")
+    say(f"two workers with two slots each, 40 tasks: {shares()}")
+    at_once = [most_at_once(effects) for effects in by_process().values()]
+    check(len(at_once) == 2 and max(at_once) <= 2, "both worked, on at most two tasks at once")
+
+
+def count_then_claim(db: Database) -> None:
+    scene("A limit of 3 for the whole queue: count, then claim as many as are missing")
+    enqueue_work(db, [0] * 20)
+    with db.autocommit.connect() as one, db.autocommit.connect() as other:
+        workers = (Querier(one), Querier(other))
+        for worker in workers:
+            say(f"a worker counts {worker.count_running(queue='default')} running tasks")
+        for worker in workers:
+            tasks = list(worker.claim_tasks(queue="default", at_most=3))
+            say(f"a worker claims {len(tasks)} tasks")
+    check(count(db, "running") == 6, "as feared: 6 tasks are running, and the limit is 3")
+
+
+def lock_and_count_in_one_statement(db: Database) -> None:
+    scene("One statement that locks the limit, counts and claims")
+    enqueue_work(db, [0] * 20, limit=3)
+    with db.engine.connect() as one, db.engine.connect() as other:
+        say(f"the first worker claims {one.execute(sa.text(ONE_STATEMENT)).rowcount} tasks")
+        second = threading.Thread(target=lambda: other.execute(sa.text(ONE_STATEMENT)))
+        second.start()
+        wait_until(lambda: waiting_for_a_lock(db), "the second worker waits")
+        say("the second worker waits for the lock on the limit")
+        one.commit()
+        second.join()
+        other.commit()
+        say("the first has committed; the second goes on, with the count of before its wait")
+    check(count(db, "running") == 6, "as feared: 6 tasks are running, and the limit is 3")
+
+
+ONE_STATEMENT = """
+with queue_limit as materialized (
+    select max_running from queue_limits where queue = 'default' for update
+), next as materialized (
+    select id from tasks where status = 'queued' order by id
+    limit (select max_running from queue_limit)
+        - (select count(*) from tasks where status = 'running')
+    for update skip locked
+)
+update tasks set status = 'running' from next where tasks.id = next.id
+"""
+
+
+def lock_then_count(db: Database) -> None:
+    scene("Lock the limit, and then count in a statement of its own: LockLimit, CountRunning")
+    seen: list[int] = []
+
+    def look() -> bool:
+        seen.append(count(db, "running"))
+        time.sleep(0.05)
+        return count(db, "queued", "running") == 0
+
+    with worker_processes(HERE, "a", "b", options=("--slots", "8")):
+        enqueue_work(db, [0.05, 0.1, 0.15] * 12, limit=5)
+        wait_until(look, "36 tasks are done")
+    say("limit 5, two workers with 8 slots each; how many were running, every 0.05 s:")
+    say(" ".join(str(number) for number in seen))
+    say(f"36 tasks: {shares()}")
+    most = max(*seen, most_at_once(app.outside.effects()))
+    check(most <= 5 and count(db, "succeeded") == 36, "never more than 5 at once, and all were run")
+
+
+def what_a_limit_costs(db: Database) -> None:
+    scene("What it costs: 2,000 tasks that do nothing, two workers with 10 slots each")
+    for limit in (None, 1000, 5):
+        enqueue_work(db, [None] * 2000, limit)
+        workers = [Worker(db, name) for name in ("a", "b")]
+        threads = [threading.Thread(target=worker.run) for worker in workers]
+        started = time.monotonic()
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: count(db, "queued", "running") == 0, "2,000 tasks are done")
+        seconds = time.monotonic() - started
+        for worker, thread in zip(workers, threads, strict=True):
+            worker.stop()
+            thread.join()
+        reached = {None: "no limit", 1000: "a limit of 1,000, never reached", 5: "a limit of 5"}
+        say(f"{reached[limit]}: {2000 / seconds:,.0f} tasks a second")
+
+
+def enqueue_work(db: Database, seconds: Sequence[float | None], limit: int | None = None) -> None:
+    """A task for each of `seconds`, into an empty queue; None for a task that does nothing."""
+    app.outside.forget()
+    with db.engine.begin() as connection:
+        connection.execute(sa.text("truncate tasks, queue_limits"))
+        if limit is not None:
+            limit_queue(connection, "default", limit)
+        for length in seconds:
+            enqueue(connection, "nothing" if length is None else "work", length)
+
+
+def by_process() -> dict[str, list[str]]:
+    """What each process did to the outside world: its starts and ends, in their order."""
+    effects: dict[str, list[str]] = {}
+    for effect in app.outside.effects():
+        effects.setdefault(effect.rpartition(" ")[2], []).append(effect)
+    return effects
+
+
+def shares() -> str:
+    return ", ".join(f"{len(effects) // 2} by one" for effects in by_process().values())
+
+
+def most_at_once(effects: list[str]) -> int:
+    """How many tasks ran at the same time."""
+    return max(accumulate(1 if effect.startswith("start") else -1 for effect in effects))
+
+
+def waiting_for_a_lock(db: Database) -> bool:
+    """Does one of this process's own connections wait?"""
+    with db.connect() as connection:
+        return connection.execute(
+            "select exists (select from pg_stat_activity where wait_event_type = 'Lock'"
+            " and application_name = current_setting('application_name'))"
+        ).fetchone() == (True,)
+
+
+def count(db: Database, *statuses: str) -> int:
+    with db.autocommit.connect() as connection:
+        counts = Querier(connection).count_tasks()
+        return sum(row.tasks for row in counts if row.status in statuses)
+
+
+# The verbs: the same in every lesson, to play every part by hand in several terminals.
+
+
+@click.group(invoke_without_command=True)
+@click.pass_context
+def main(context: click.Context) -> None:
+    """Without a verb: the story of this lesson, on fresh tables."""
+    if context.invoked_subcommand is None:
+        with open_database(HERE, reset=True) as db:
+            story(db)
+
+
+@main.command("worker")
+@click.option("--name", default="by-hand", help="what the worker calls itself in what it prints")
+@click.option("--queue", default="default", help="the queue from which it takes tasks")
+@click.option("--slots", default=10, help="how many tasks it runs side by side")
+def worker_verb(name: str, queue: str, slots: int) -> None:
+    """Run tasks until Ctrl-C."""
+    say_logs()
+    with open_database(HERE) as db:
+        try:
+            worker = Worker(db, name, queue=queue, slots=slots)
+        except BadInput as error:
+            raise click.ClickException(str(error)) from None
+
+        def stop(*_: object) -> None:
+            worker.stop()
+
+        signal.signal(signal.SIGINT, stop)
+        signal.signal(signal.SIGTERM, stop)
+        worker.run()
+
+
+@main.command("enqueue")
+@click.argument("name")
+@click.argument("input", default="null")
+@click.option("--queue", default="default", help="the queue into which it goes")
+def enqueue_verb(name: str, input: str, queue: str) -> None:
+    """Put one task into the queue: enqueue send_receipt 7, enqueue divide '[6, 3]'."""
+    with open_database(HERE) as db, db.autocommit.connect() as connection:
+        try:
+            id = enqueue(connection, name, json.loads(input), queue=queue)
+        except ValueError as error:  # BadInput is one; so is what json.loads raises
+            raise click.ClickException(f"{error}\nThe input is JSON, in quotes: '[6, 3]'") from None
+        say(f"task {id} is queued")
+
+
+@main.command("limit")
+@click.argument("max_running", type=int)
+@click.option("--queue", default="default", help="the queue that is limited")
+def limit_verb(max_running: int, queue: str) -> None:
+    """Let at most so many tasks of a queue run at once; 0 pauses it."""
+    with open_database(HERE) as db, db.autocommit.connect() as connection:
+        try:
+            limit_queue(connection, queue, max_running)
+        except BadInput as error:
+            raise click.ClickException(str(error)) from None
+        say(f"queue {queue}: at most {max_running} tasks at once")
+
+
+@main.command("status")
+def status_verb() -> None:
+    """Show how many tasks there are in each status, and the newest ones."""
+    with open_database(HERE) as db, db.autocommit.connect() as connection:
+        queue = Querier(connection)
+        table = Table("id", "task", "status", "output or error")
+        for task in queue.list_tasks(at_most=10):
+            call = f"{task.name}({json.dumps(task.input)})"
+            end = {"succeeded": json.dumps(task.output), "failed": task.error}
+            table.add_row(str(task.id), Text(call), task.status, Text(end.get(task.status) or ""))
+        console.print(table)
+        console.print(", ".join(f"{row.tasks} {row.status}" for row in queue.count_tasks()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+-- name: EnqueueTask :one
+insert into tasks (queue, name, input)
+values (@queue, @name, cast(@input as json))
+returning id;
+
+-- name: LimitQueue :exec
+insert into queue_limits (queue, max_running)
+values (@queue, @max_running)
+on conflict (queue) do update set max_running = excluded.max_running;
+
+-- name: LockLimit :one
+-- No row: the queue has no limit, and nothing is locked. Otherwise the row stays locked until the
+-- caller's transaction ends: between counting and claiming, nobody else counts.
+select max_running from queue_limits
+where queue = @queue
+for update;
+
+-- name: CountRunning :one
+-- Must be a statement of its own, after LockLimit: a statement sees what was committed when it
+-- began, and one that has waited for a lock began before the wait.
+select count(*) as running from tasks
+where queue = @queue and status = 'running';
+
+-- name: ClaimTasks :many
+-- The oldest queued tasks, at most so many. `returning` keeps no order: the caller sorts.
+-- `for update` locks the row that was found: a second claim cannot take it too, and waits.
+-- `skip locked` lets it pass over rows that somebody has locked, and take the next one instead.
+-- The lock lasts until this statement commits; from then on, status = 'running' keeps others away.
+-- `array(...)` is worked out once, before the update. `id in (select ...)` might be run again for each
+-- row that it is compared with, and every time it would lock others.
+update tasks
+set status = 'running'
+where id = any (array(
+    select id from tasks
+    where tasks.queue = @queue and status = 'queued'
+    order by id
+    limit sqlc.arg(at_most)
+    for update skip locked
+))
+returning id, name, input;
+
+-- name: SucceedTask :execrows
+-- Terminal is terminal: a task that is not running (any more) is left as it is, and 0 rows tell so.
+update tasks
+set status = 'succeeded', output = cast(@output as json)
+where id = @id and status = 'running';
+
+-- name: FailTask :execrows
+update tasks
+set status = 'failed', error = cast(@error as text)
+where id = @id and status = 'running';
+
+-- name: GetTask :one
+select * from tasks
+where id = @id;
+
+-- name: ListTasks :many
+-- The newest tasks, for people to look at.
+select * from tasks
+order by id desc
+limit sqlc.arg(at_most);
+
+-- name: CountTasks :many
+select status, count(*) as tasks from tasks
+group by status
+order by status;
