@@ -1,0 +1,169 @@
+-- The queue is one table. A row's life:
+--
+--   EnqueueTask inserts it: queued, or waiting if it is not to run yet. WakeTasks makes it queued when
+--   its time has come. ClaimTasks gives it to one worker: running. The worker calls the task's
+--   function and then SucceedTask stores what it returned, or FailTask what it raised; RetryTask
+--   sends it back to wait for another attempt.
+--
+--                 ClaimTasks            SucceedTask
+--      queued  ---------------> running ---------------> succeeded
+--        ^                       |   |       FailTask
+--        | WakeTasks             |   +-----------------> failed
+--        |            RetryTask  |
+--      waiting <-----------------+
+--
+--   A durable task that needs the result of a child task suspends: SuspendTask makes it waiting, and
+--   its slot is free. The child's end makes it queued again. CancelTask ends what has not ended.
+--
+--   A worker may die, or a run take too long: TakeBackTasks makes the task queued again, or failed
+--   if that was its last attempt. ExpireTasks fails what was not started in time.
+--
+-- Nothing leaves succeeded, failed or cancelled, but for an explicit retry or replay by hand.
+
+create table workers (
+    id          bigint generated always as identity primary key,
+    name        text not null,         -- for people; two workers may have the same
+    -- The lease. Until then the worker counts as alive, by this database's clock; no other clock
+    -- decides anything here.
+    alive_until timestamptz not null,
+    created_at  timestamptz not null default clock_timestamp()
+);
+
+comment on table workers is 'A worker that is alive. No row: it is not, and what it runs is taken back.';
+
+create table tasks (
+    -- Ids are given out in the order of the inserts, and the queue is served in that order. It is
+    -- not quite the order of the commits: a transaction that stays open shows its tasks late.
+    id         bigint generated always as identity primary key,
+    queue      text not null default 'default' check (queue <> ''),
+    name       text not null,   -- which function to call; the worker looks it up in its registry
+    -- json keeps the text as it was written. jsonb would give 1e300 back as a whole number of 301
+    -- digits, which is not equal to it in Python.
+    input      json not null,   -- what to call it with
+    status     text not null default 'queued'
+               check (status in (
+                   'queued', 'running', 'waiting', 'succeeded', 'failed', 'cancelled'
+               )),
+    output     json,            -- what it returned; JSON null if it returned None
+    error      text,            -- what it raised, in its last attempt
+    priority   int not null default 0,       -- higher goes first
+    run_at     timestamptz,                  -- waiting until then
+    start_by   timestamptz,                  -- fails if its first attempt has not begun by then
+    -- How long an attempt may take. Bounded: one row with a million years would make the arithmetic
+    -- of TakeBackTasks fail, and so for all rows.
+    timeout    interval check (timeout between interval '0' and interval '3650 days'),
+    attempt    int not null default 0,       -- grows by one with every claim
+    max_attempts int not null default 5 check (max_attempts > 0),
+    worker_id  bigint,                       -- who runs it, or ran it last
+    started_at timestamptz,                  -- when its last attempt began
+    idempotency_key text,
+    log_id     uuid not null default gen_random_uuid(),  -- the idempotency keys of its steps begin so
+    parent_id  bigint,                       -- the durable task that spawned it
+    parent_position int,                     -- and where in that task's log
+    suspensions int not null default 0,      -- how many of its attempts ended by suspending
+    completions int not null default 0,      -- how many of its children have ended
+    awaits     int[],                        -- waiting for children at these positions
+    wake_after int,                          -- until so many of them have ended
+    created_at timestamptz not null default clock_timestamp(),
+    unique (parent_id, parent_position),
+    unique (name, idempotency_key),
+    check ((status = 'succeeded') = (output is not null)),
+    check (status <> 'failed' or error is not null),
+    check (error is null or status = 'failed' or (attempt > 0 and status <> 'succeeded')),
+    check (status <> 'waiting' or run_at is not null or awaits is not null),
+    check (status <> 'running' or (attempt > 0 and worker_id is not null and started_at is not null))
+);
+
+comment on table tasks is 'One row of work: a name, a JSON input and a status.';
+
+-- ClaimTasks reads the first entries of this index. A finished task is not in it: the claim stays as
+-- fast with a million finished tasks in the table as with none.
+create index tasks_queued on tasks (queue, priority desc, id) where status = 'queued';
+
+-- WakeTasks and ExpireTasks: the first entries are those that are due.
+create index tasks_waiting on tasks (run_at) where status = 'waiting';
+create index tasks_start_by on tasks (start_by)
+    where status in ('queued', 'waiting') and start_by is not null and attempt = 0;
+
+-- CountRunning counts the entries of one queue. There are never more of them than its limit.
+create index tasks_running on tasks (queue) where status = 'running';
+
+-- CancelOrphans: the children that have not ended, and the tasks that were cancelled. It begins with
+-- whichever are fewer.
+create index tasks_children on tasks (parent_id)
+    where parent_id is not null and status in ('queued', 'running', 'waiting');
+create index tasks_cancelled on tasks (id) where status = 'cancelled';
+
+create table queue_limits (
+    queue       text primary key,
+    max_running int not null check (max_running >= 0)  -- 0 pauses the queue
+);
+
+comment on table queue_limits is 'How many tasks of a queue may run at once. No row: no limit.';
+
+-- What a durable task has done, in the order in which it did it. Kind, name and input say what was
+-- asked for; a later run must ask for the same in the same place. A row is written once, by the run
+-- that did the step, and answers every later run. There is one exception: an error at the end of the
+-- log, on which nothing depends yet, gives way when a later attempt does the step again.
+create table event_log (
+    -- No foreign key: whoever writes here has locked the task's row in the same statement.
+    task_id     bigint not null,
+    position    int not null,     -- 1, 2, 3 ... in the order of the calls
+    kind        text not null check (kind in ('step', 'child')),
+    name        text not null,    -- the function of the step, or of the child task
+    input       json not null,    -- its arguments
+    output      json,             -- what it returned
+    error       json,             -- or what it raised: type, message, traceback
+    child_id    bigint,           -- of a child: its task; output and error come when it ends
+    completion  int,              -- of a child that has ended: the how-many-th of its siblings to end
+    attempt     int not null,     -- by which run
+    recorded_at timestamptz not null default clock_timestamp(),
+    primary key (task_id, position),
+    check (kind = 'child' or (output is null) <> (error is null)),
+    check ((kind = 'child') = (child_id is not null)),
+    check (kind = 'step' or (completion is null) = (output is null and error is null))
+);
+
+comment on table event_log is 'One recorded step, or one child, of a durable task.';
+
+-- The end of a child, told to its parent in the transaction that ends it: whichever statement that is,
+-- also one typed into psql. The parent's row is what parent and children meet at. A parent that wants
+-- to suspend changes the same row, and only if `completions` is still what it knows: either it sees
+-- this child's end, or this sees it waiting. Rows are locked from the child to the parent, never the
+-- other way round.
+-- Only the first end counts. A child that is retried or replayed by hand may end again, and the parent
+-- has perhaps gone on from the first.
+create function tell_parent() returns trigger language plpgsql as $$
+declare
+    its_completion int;
+begin
+    update tasks
+    set completions = completions + 1,
+        wake_after = case when new.parent_position = any (awaits) then wake_after - 1 else wake_after end,
+        status = case
+            when status = 'waiting' and wake_after = 1 and new.parent_position = any (awaits)
+            then 'queued' else status
+        end
+    where id = new.parent_id and exists (
+        select from event_log
+        where task_id = new.parent_id and position = new.parent_position and completion is null
+    )
+    returning completions into its_completion;
+
+    update event_log
+    set output = new.output,
+        error = case
+            when new.status <> 'succeeded' then json_build_object(
+                'type', split_part(coalesce(new.error, 'Cancelled'), ':', 1),
+                'error', coalesce(new.error, 'Cancelled'), 'traceback', '', 'final', true
+            )
+        end,
+        completion = its_completion
+    where task_id = new.parent_id and position = new.parent_position and completion is null;
+    return null;
+end
+$$;
+
+create trigger tell_parent after update of status on tasks for each row
+when (new.parent_id is not null and new.status in ('succeeded', 'failed', 'cancelled'))
+execute function tell_parent();
