@@ -1,0 +1,125 @@
+"""The same drain in a table that has grown, and what the claim reads there."""
+
+import re
+from pathlib import Path
+from typing import Any, LiteralString, cast
+
+import psycopg
+from psycopg.sql import SQL, Literal
+
+from bench.lessons import Bench, opened
+from bench.measures import PAYLOAD, check
+
+CLAIMED = 10  # by the claim that is explained: as many as a worker has slots
+
+FINISHED = """
+insert into tasks (name, input, status, output, attempt)
+select 'old', %s, 'succeeded', 'null', 1 from generate_series(1, %s)"""
+WAITING = """
+insert into tasks (name, input, status, run_at)
+select 'later', %s, 'waiting', clock_timestamp() + interval '1 day' from generate_series(1, %s)"""
+
+
+def grow(lesson: Path, tasks: int, full: bool) -> dict[str, Any]:
+    """The rows of the two tables in docs/numbers.md."""
+    cases: list[tuple[str, LiteralString, int]] = [
+        ("nothing else", FINISHED, 0),
+        ("10,000 finished", FINISHED, 10_000),
+        ("100,000 finished", FINISHED, 100_000),
+        ("100,000 waiting", WAITING, 100_000),
+    ]
+    if full:
+        cases.append(("1,000,000 finished", FINISHED, 1_000_000))
+    with opened(lesson) as bench:
+        with bench.workers("a"):
+            bench.drain("nothing", PAYLOAD, tasks)  # a warm-up
+            found = [one_case(bench, title, query, rows, tasks) for title, query, rows in cases]
+        long = [long_drain(bench, 10 * tasks, held=held) for held in (False, True)]
+    return {"lesson": lesson.name, "tasks": tasks, "cases": found, "long": long}
+
+
+def one_case(
+    bench: Bench, title: str, query: LiteralString, rows: int, tasks: int
+) -> dict[str, Any]:
+    bench.empty()
+    bench.watcher.execute(query, (PAYLOAD, rows))
+    bench.watcher.execute("vacuum analyze tasks")  # as autovacuum leaves a table that has grown
+    rate = tasks / bench.drain("nothing", PAYLOAD, tasks)
+    left = bench.ask("select count(*) from tasks where name <> 'nothing'")
+    check(left == rows, f"{rows} other rows were there, and {left} are left")
+    return {"title": title, "rate": rate, **explain(bench)}
+
+
+def explain(bench: Bench) -> dict[str, Any]:
+    """What one claim reads right after a drain, with its dead rows still there; rolled back."""
+    with bench.db.connect() as connection:
+        connection.execute(
+            "insert into tasks (name, input) select 'nothing', 'null' from generate_series(1, 100)"
+        )
+        plan = explain_claim(connection, bench.lesson.queries.CLAIM_TASKS, CLAIMED)
+        connection.rollback()
+    return {"buffers": buffers(plan), "plan": ", ".join(scans(plan)), "claimed": CLAIMED}
+
+
+def explain_claim(
+    connection: psycopg.Connection[Any],
+    query: str,
+    at_most: int,
+    mode: LiteralString = "force_generic_plan",
+) -> Any:
+    """The plan of a claim that is really carried out: as EXPLAIN (ANALYZE, BUFFERS) gives it.
+
+    mode: `force_generic_plan` is a plan made without knowing the parameters. A worker gets one too,
+    if Postgres finds it as good: psycopg prepares what is run often.
+    """
+    text = re.sub(r":p(\d)", r"$\1", query).replace("\\:", ":")
+    worker = connection.execute(
+        "insert into workers (name, alive_until) values ('explains', 'infinity') returning id"
+    ).fetchall()[0][0]
+    connection.execute(SQL("set local plan_cache_mode = {}").format(SQL(mode)))
+    connection.execute(cast(LiteralString, f"prepare claim as {text}"))
+    explain = SQL("explain (analyze, buffers, format json) execute claim({}, 'default', {})")
+    explained = connection.execute(explain.format(Literal(worker), Literal(at_most)))
+    return explained.fetchall()[0][0][0]["Plan"]
+
+
+def buffers(plan: Any) -> int:
+    """Pages of 8 kB that were touched, in memory or not."""
+    return plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
+
+
+def scans(plan: Any) -> list[str]:
+    """The parts of a plan that read a table."""
+    own = f"{plan['Node Type']} {plan.get('Index Name') or plan.get('Relation Name')}"
+    below = [scan for child in plan.get("Plans", []) for scan in scans(child)]
+    return [own, *below] if "Scan" in plan["Node Type"] else below
+
+
+def long_drain(bench: Bench, tasks: int, *, held: bool) -> dict[str, Any]:
+    """Is the last fifth as fast as the first? And how many dead rows does the drain leave?
+
+    held: somebody else's transaction stays open meanwhile, so that no dead row can be removed.
+    """
+    bench.empty()
+    bench.watcher.execute("vacuum analyze tasks")
+    before = dead_rows(bench)
+    with bench.db.connect() as other, bench.workers("a"):
+        if held:
+            other.execute("set transaction isolation level repeatable read")
+            other.execute("select from tasks")
+        seconds = bench.drain("nothing", PAYLOAD, tasks)
+    starts = sorted(s for (s,) in bench.watcher.execute("select started_at from tasks").fetchall())
+    fifth = tasks // 5
+    return {
+        "title": "a transaction stays open" if held else "nothing else",
+        "rate": tasks / seconds,
+        "first_fifth": fifth / (starts[fifth] - starts[0]).total_seconds(),
+        "last_fifth": fifth / (starts[-1] - starts[-1 - fifth]).total_seconds(),
+        "dead_before": before,
+        "dead_after": dead_rows(bench),
+    }
+
+
+def dead_rows(bench: Bench) -> int:
+    """As the server's statistics have it: the workers' backends report at their end."""
+    return bench.ask("select n_dead_tup from pg_stat_user_tables where relid = 'tasks'::regclass")

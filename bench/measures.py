@@ -1,0 +1,132 @@
+"""What is measured, and what becomes of the rounds."""
+
+import os
+import platform
+import statistics
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+
+
+class BenchError(Exception):
+    """The work was not done as it should have been, so that its speed says nothing."""
+
+
+def check(holds: bool, what: str) -> None:
+    if not holds:
+        raise BenchError(what)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything one round does."""
+
+    tasks: int  # enqueued, and drained
+
+    @property
+    def workflows(self) -> int:
+        return max(4, self.tasks // 20)
+
+    @property
+    def steps(self) -> int:
+        """Of the one long workflow."""
+        return max(20, self.tasks // 10)
+
+    @property
+    def samples(self) -> int:
+        """Of the time from enqueue to start."""
+        return max(4, self.tasks // 100)
+
+    @property
+    def fan_outs(self) -> int:
+        return max(1, self.tasks // 400)
+
+
+PAYLOAD = '{"padding": "' + "x" * 85 + '"}'  # 100 bytes of JSON
+STEPS, CHILDREN, BATCH, LEASE = 10, 50, 100, 2.0
+
+
+@dataclass(frozen=True)
+class Measure:
+    key: str
+    title: str
+    unit: str
+
+
+MEASURES = [
+    Measure("enqueue_one", "enqueue, one by one", "tasks/s"),
+    Measure("enqueue_bulk", "enqueue, all in one transaction", "tasks/s"),
+    Measure("drain_1", "drain, 1 worker process", "tasks/s"),
+    Measure("drain_2", "drain, 2 worker processes", "tasks/s"),
+    Measure("drain_told", "drain, 1 worker that prints each run", "tasks/s"),
+    Measure("drain_batch_1", f"drain, batches of {BATCH}, 1 process", "tasks/s"),
+    Measure("drain_batch_2", f"drain, batches of {BATCH}, 2 processes", "tasks/s"),
+    Measure("pgbench_1", "drain, pgbench, 1 client", "tasks/s"),
+    Measure("pgbench_16", "drain, pgbench, 16 clients", "tasks/s"),
+    Measure("workflows_10", f"workflows of {STEPS} steps, 10 slots", "/s"),
+    Measure("workflows_1", f"workflows of {STEPS} steps, 1 slot", "/s"),
+    Measure("step", "one step, 1 slot", "ms"),
+    Measure("fan_out", f"fan-out: {CHILDREN} children and their parent", "ms"),
+    Measure("idle", "idle worker: enqueue to start, median", "ms"),
+    Measure("idle_p95", "idle worker: enqueue to start, 95 %", "ms"),
+    Measure("recovery", f"kill -9 to the next attempt, lease {LEASE:g} s", "s"),
+    Measure("task_statements", "statements per task", ""),
+    Measure("task_wal", "WAL per task", "bytes"),
+    Measure("task_cpu", "worker CPU per task", "ms"),
+    Measure("workflow_statements", f"statements per workflow of {STEPS} steps", ""),
+    Measure("workflow_wal", f"WAL per workflow of {STEPS} steps", "bytes"),
+    Measure("workflow_cpu", f"worker CPU per workflow of {STEPS} steps", "ms"),
+]
+
+Values = dict[str, float]  # by a measure's key; of one engine, in one round
+Rounds = dict[str, list[Values]]  # by engine: "floor", "01", "02" ...
+
+
+def summary(rounds: Rounds) -> dict[str, dict[str, dict[str, float | None]]]:
+    """By measure and engine: median, min, max, and the ratio of the median to the floor's."""
+    table: dict[str, dict[str, dict[str, float | None]]] = {}
+    for measure in MEASURES:
+        for engine, found in rounds.items():
+            values = [once[measure.key] for once in found if measure.key in once]
+            if values:
+                table.setdefault(measure.key, {})[engine] = {
+                    "median": statistics.median(values),
+                    "min": min(values),
+                    "max": max(values),
+                }
+        cells = table.get(measure.key, {})
+        floor = cells.get("floor", {}).get("median")
+        for cell in cells.values():
+            cell["ratio"] = (cell["median"] or 0) / floor if floor else None
+    return table
+
+
+def settings(url: str) -> dict[str, Any]:
+    """Of the server and of the machine: without them the figures say nothing."""
+    names = ("server_version", "fsync", "synchronous_commit", "shared_buffers", "max_wal_size")
+    with psycopg.connect(url, autocommit=True) as connection:
+        server = {name: show(connection, name) for name in names}
+    return {
+        **server,
+        "server": "DATABASE_URL" if os.environ.get("DATABASE_URL") else "embedded",
+        "cores": os.cpu_count(),
+        "load_before": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "psycopg": psycopg.__version__,
+        "machine": f"{sys.platform} {platform.machine()}",
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def show(connection: psycopg.Connection[Any], name: str) -> str:
+    row = connection.execute("select current_setting(%s)", (name,)).fetchone()
+    return str(row[0]) if row else ""
+
+
+def wal(connection: psycopg.Connection[Any]) -> int:
+    """Bytes of WAL that the server has written so far, whoever made it."""
+    row = connection.execute("select pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')")
+    return int(row.fetchall()[0][0])
