@@ -21,6 +21,7 @@ from shared.database import MARK
 
 HERE = Path(__file__).resolve().parent
 WARM_UP = 50
+meeting: Any = None  # of the two processes that drain side by side
 
 ENQUEUE = "insert into tasks (name, input) values ('nothing', %s) returning id"
 ENQUEUE_ALL = "insert into tasks (name, input) select 'nothing', unnest(%s::json[])"
@@ -60,6 +61,9 @@ def one_round(url: str, sizes: Sizes) -> Values:
         found = enqueueing(connection, sizes.tasks)
         found |= draining(connection, conninfo, sizes.tasks)
         found |= draining_in_batches(connection, conninfo, 10 * sizes.tasks)
+        with two_processes() as pool:
+            found["drain_2"] = by_two(connection, pool, conninfo, 1, sizes.tasks)
+            found["drain_batch_2"] = by_two(connection, pool, conninfo, BATCH, 10 * sizes.tasks)
         found |= workflows(connection, sizes.workflows)
         for clients in (1, 16):
             if program := pgbench():
@@ -115,17 +119,13 @@ def draining(connection: psycopg.Connection[Any], conninfo: str, tasks: int) -> 
     fill(connection, tasks)
     before = wal(connection)
     done, statements, start, end, cpu = drain(conninfo, 1)
-    check_status(connection, "succeeded", done)
+    check_status(connection, "succeeded", tasks)
     check(done == tasks, f"floor: {tasks} tasks, and {done} runs")
-    costs = {
+    return {
+        "drain_1": tasks / (end - start),
         "task_statements": statements / tasks,
         "task_wal": (wal(connection) - before) / tasks,
         "task_cpu": cpu * 1000 / tasks,
-    }
-    return {
-        "drain_1": tasks / (end - start),
-        "drain_2": by_two(connection, conninfo, 1, tasks),
-        **costs,
     }
 
 
@@ -134,17 +134,37 @@ def draining_in_batches(connection: psycopg.Connection[Any], conninfo: str, task
     done, _, start, end, _ = drain(conninfo, BATCH)
     check_status(connection, "succeeded", tasks)
     check(done == tasks, f"floor: {tasks} tasks, and {done} runs")
-    two = by_two(connection, conninfo, BATCH, tasks)
-    return {"drain_batch_1": tasks / (end - start), "drain_batch_2": two}
+    return {"drain_batch_1": tasks / (end - start)}
 
 
-def by_two(connection: psycopg.Connection[Any], conninfo: str, batch: int, tasks: int) -> float:
+@contextmanager
+def two_processes() -> Iterator[ProcessPoolExecutor]:
+    context = get_context("spawn")
+    with ProcessPoolExecutor(2, context, meet_at, (context.Barrier(2),)) as pool:
+        yield pool
+
+
+def meet_at(barrier: Any) -> None:
+    """For a process of the pool: where it waits for the other one."""
+    global meeting
+    meeting = barrier
+
+
+def drain_beside(conninfo: str, batch: int) -> tuple[int, int, float, float, float]:
+    meeting.wait(60)
+    return drain(conninfo, batch)
+
+
+def by_two(
+    connection: psycopg.Connection[Any],
+    pool: ProcessPoolExecutor,
+    conninfo: str,
+    batch: int,
+    tasks: int,
+) -> float:
     """The rate of two processes, from the first's start to the last's end."""
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        connection.execute("truncate tasks")
-        list(pool.map(drain, [conninfo] * 2, [batch] * 2))  # the processes have started
-        fill(connection, tasks)
-        found = list(pool.map(drain, [conninfo] * 2, [batch] * 2))
+    fill(connection, tasks)
+    found = list(pool.map(drain_beside, [conninfo] * 2, [batch] * 2))
     check_status(connection, "succeeded", tasks)
     runs = sum(done for done, *_ in found)
     check(runs == tasks, f"floor: {tasks} tasks, and {runs} runs")

@@ -1,5 +1,6 @@
 """The same drain in a table that has grown, and what the claim reads there."""
 
+import inspect
 import re
 from pathlib import Path
 from typing import Any, LiteralString, cast
@@ -56,31 +57,42 @@ def explain(bench: Bench) -> dict[str, Any]:
         connection.execute(
             "insert into tasks (name, input) select 'nothing', 'null' from generate_series(1, 100)"
         )
-        plan = explain_claim(connection, bench.lesson.queries.CLAIM_TASKS, CLAIMED)
+        plan = explain_claim(connection, bench.lesson.queries, CLAIMED)
         connection.rollback()
-    return {"buffers": buffers(plan), "plan": ", ".join(scans(plan)), "claimed": CLAIMED}
+    read = [scan for scan in scans(plan) if scan["Relation Name"] == "tasks"]
+    return {
+        "buffers": buffers(plan),
+        "rows": sum(rows_read(scan) for scan in read),
+        "plan": ", ".join(f"{scan['Node Type']} {scan.get('Index Name', '')}" for scan in read),
+    }
 
 
 def explain_claim(
     connection: psycopg.Connection[Any],
-    query: str,
+    queries: Any,
     at_most: int,
     mode: LiteralString = "force_generic_plan",
 ) -> Any:
     """The plan of a claim that is really carried out: as EXPLAIN (ANALYZE, BUFFERS) gives it.
 
-    mode: `force_generic_plan` is a plan made without knowing the parameters. A worker gets one too,
-    if Postgres finds it as good: psycopg prepares what is run often.
+    queries: the lesson's generated module; what is explained is its own text. mode: a generic plan
+    is made without knowing the parameters. A worker gets one too, if Postgres finds it as good:
+    psycopg prepares what is run often.
     """
-    text = re.sub(r":p(\d)", r"$\1", query).replace("\\:", ":")
     worker = connection.execute(
         "insert into workers (name, alive_until) values ('explains', 'infinity') returning id"
     ).fetchall()[0][0]
+    known = {"worker_id": worker, "queue": "default", "at_most": at_most}
+    names = list(inspect.signature(queries.Querier.claim_tasks).parameters)[1:]
+    values = SQL(", ").join(Literal(known[name]) for name in names)
+    text = re.sub(r":p(\d)", r"$\1", queries.CLAIM_TASKS).replace("\\:", ":")
     connection.execute(SQL("set local plan_cache_mode = {}").format(SQL(mode)))
     connection.execute(cast(LiteralString, f"prepare claim as {text}"))
-    explain = SQL("explain (analyze, buffers, format json) execute claim({}, 'default', {})")
-    explained = connection.execute(explain.format(Literal(worker), Literal(at_most)))
-    return explained.fetchall()[0][0][0]["Plan"]
+    explained = connection.execute(
+        SQL("explain (analyze, buffers, format json) execute claim({})").format(values)
+    ).fetchall()
+    connection.execute("deallocate claim")
+    return explained[0][0][0]["Plan"]
 
 
 def buffers(plan: Any) -> int:
@@ -88,11 +100,15 @@ def buffers(plan: Any) -> int:
     return plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
 
 
-def scans(plan: Any) -> list[str]:
+def scans(plan: Any) -> list[Any]:
     """The parts of a plan that read a table."""
-    own = f"{plan['Node Type']} {plan.get('Index Name') or plan.get('Relation Name')}"
     below = [scan for child in plan.get("Plans", []) for scan in scans(child)]
-    return [own, *below] if "Scan" in plan["Node Type"] else below
+    return [plan, *below] if "Scan" in plan["Node Type"] else below
+
+
+def rows_read(scan: Any) -> float:
+    """Also those that were looked at and then not wanted."""
+    return (scan["Actual Rows"] + scan.get("Rows Removed by Filter", 0)) * scan["Actual Loops"]
 
 
 def long_drain(bench: Bench, tasks: int, *, held: bool) -> dict[str, Any]:

@@ -107,26 +107,24 @@ def growth_tables(growth: dict[str, Any]) -> list[tuple[list[str], list[list[str
         "plan",
     ]
     drained = [f"drain of {10 * tasks:,}", "tasks/s", "first fifth", "last fifth", "dead rows left"]
-    return [
-        (
-            grown,
-            [
-                [case["title"], number(case["rate"]), str(case["buffers"]), case["plan"]]
-                for case in growth["cases"]
-            ],
-        ),
-        (
-            drained,
-            [
-                [
-                    case["title"],
-                    *(number(case[key]) for key in ("rate", "first_fifth", "last_fifth")),
-                    f"{case['dead_after'] - case['dead_before']:,}",
-                ]
-                for case in growth["long"]
-            ],
-        ),
+    cases = [
+        [
+            case["title"],
+            number(case["rate"]),
+            *(f"{case[key]:,.0f}" for key in ("rows", "buffers")),
+            case["plan"],
+        ]
+        for case in growth["cases"]
     ]
+    drains = [
+        [
+            case["title"],
+            *(number(case[key]) for key in ("rate", "first_fifth", "last_fifth")),
+            f"{case['dead_after'] - case['dead_before']:,}",
+        ]
+        for case in growth["long"]
+    ]
+    return [(grown, cases), (drained, drains)]
 
 
 def show_growth(growth: dict[str, Any]) -> None:
