@@ -15,11 +15,12 @@ from bench.growth import grow
 from bench.measures import BenchError, Rounds, Sizes, settings, summary
 from shared.database import LessonError
 from shared.postgres import PostgresUnavailable, server
-from shared.story import say
+from shared.story import console, say
 from shared.testing import LESSONS, drop_test_schemas
 
+LEGEND = "Medians; below them the range over the rounds, and × the ratio to the floor in this run."
 DOCS = LESSONS.parent / "docs"
-PATHS = {path.name[:2]: path for path in sorted(LESSONS.glob("0[1-9]_*"))}
+PATHS = {path.name[:2]: path for path in sorted(LESSONS.glob("[0-9][0-9]_*"))[1:]}
 
 
 def measure(names: list[str], sizes: Sizes, count: int) -> dict[str, Any]:
@@ -52,12 +53,15 @@ def measure_growth(lesson: Path, tasks: int, full: bool) -> dict[str, Any]:
     return found
 
 
+def show_growth(growth: dict[str, Any]) -> None:
+    report.show(report.grown(growth))
+    report.show(report.long_drains(growth))
+
+
 def write_docs(result: dict[str, Any]) -> None:
     (DOCS / "numbers.svg").write_text(picture.draw(result))
-    sections = {"numbers": report.numbers_table(result)}
-    if "growth" in result:
-        sections["growth"] = report.growth_section(result["growth"])
-    report.fill(DOCS / "numbers.md", sections)
+    page = DOCS / "numbers.md"
+    page.write_text(report.page(page.read_text(), result))
 
 
 @click.group(invoke_without_command=True)
@@ -85,10 +89,11 @@ def main(
         raise click.BadParameter(f"{', '.join(unknown)}; there are {', '.join(PATHS)}")
     sizes = Sizes(tasks or (200 if quick else 2000))
     result = measure(chosen, sizes, rounds or (1 if quick else 3))
-    report.show(result)
+    report.show(report.numbers(result))
+    console.print(f"{report.about(result)}\n{LEGEND}")
     if docs:
-        result["growth"] = measure_growth(PATHS[chosen[-1]], sizes.tasks, full=False)
-        report.show_growth(result["growth"])
+        result["growth"] = measure_growth(PATHS[max(PATHS)], sizes.tasks, full=False)
+        show_growth(result["growth"])
         file = file or DOCS / "numbers.json"
     if file:
         file.write_text(json.dumps(result, indent=1) + "\n")
@@ -104,7 +109,7 @@ def growth_verb(full: bool, name: str, tasks: int) -> None:
     """The same drain in a table that has grown, and what the claim reads there."""
     if not "03" <= name <= max(PATHS):
         raise click.BadParameter(f"{name}: from lesson 03 on, a task says when it was started")
-    report.show_growth(measure_growth(PATHS[name], tasks, full))
+    show_growth(measure_growth(PATHS[name], tasks, full))
 
 
 @main.command("docs")

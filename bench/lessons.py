@@ -51,32 +51,30 @@ class Bench:
         if self.lesson.number >= 4:
             self.watcher.execute("truncate event_log")
 
-    def fill(self, name: str, input: str, count: int) -> int:
-        """Enqueue so many at once, seen by the workers at once. Returns the first one's id."""
-        with self.watcher.transaction():
+    def drain(self, name: str, input: str, count: int) -> tuple[float, int]:
+        """Seconds from the first claim until all have succeeded, and bytes of WAL meanwhile."""
+        with self.watcher.transaction():  # the workers see all tasks at once, when it commits
             self.watcher.execute(
                 "insert into tasks (name, input) select %s, %s from generate_series(1, %s)",
                 (name, input, count),
             )
             self.watcher.execute("analyze tasks")
-            return self.ask("select max(id) from tasks") - count + 1
-
-    def drain(self, name: str, input: str, count: int) -> float:
-        """The seconds from the first claim until all have succeeded."""
-        first = self.fill(name, input, count)
-        while self.ask("select status from tasks where id = %s", first) == "queued":
-            time.sleep(0.001)
+            first = self.ask("select min(id) from tasks where name = %s", name)
+            last = self.ask("select max(id) from tasks where name = %s", name)
+            wal_before = wal(self.watcher)
+        claimed = "select status <> 'queued' from tasks where id = %s"
+        wait_until(lambda: self.ask(claimed, first), "the first task is claimed", SECONDS)
         start = time.perf_counter()
         left = (
             "select exists (select from tasks where status = 'queued')"
             " or exists (select from tasks where status = 'running')"
         )
-        while self.ask(left):
-            check(time.perf_counter() - start < SECONDS, f"not drained in {SECONDS} s")
-            time.sleep(0.01)
-        seconds = time.perf_counter() - start
+        wait_until(  # the cheaper question first
+            lambda: self.ask(claimed, last) and not self.ask(left), f"{count} are drained", SECONDS
+        )
+        seconds, wal_bytes = time.perf_counter() - start, wal(self.watcher) - wal_before
         self.check_drained(name, count)
-        return seconds
+        return seconds, wal_bytes
 
     def check_drained(self, name: str, count: int) -> None:
         """All have succeeded, in their first attempt."""
@@ -92,9 +90,9 @@ class Bench:
         self, workers: list[WorkerProcess], name: str, input: str, count: int, runs: int
     ) -> tuple[float, Values]:
         """Drain; the seconds, and what one task costs. `runs`: how often functions must run."""
-        before, wal_before = counts(workers), wal(self.watcher)
-        seconds = self.drain(name, input, count)
-        wal_bytes, used = wal(self.watcher) - wal_before, counts(workers)
+        before = counts(workers)
+        seconds, wal_bytes = self.drain(name, input, count)
+        used = counts(workers)
         used.subtract(before)
         check(used["runs"] == runs, f"{runs} runs were due, and there were {used['runs']}")
         return seconds, {
@@ -211,7 +209,8 @@ def telling(bench: Bench, sizes: Sizes) -> Values:
     bench.empty()
     with worker_processes(bench.lesson.path, "a"):
         warm_up(bench)
-        return {"drain_told": sizes.tasks / bench.drain("nothing", PAYLOAD, sizes.tasks)}
+        seconds, _ = bench.drain("nothing", PAYLOAD, sizes.tasks)
+    return {"drain_told": sizes.tasks / seconds}
 
 
 def warm_up(bench: Bench) -> None:

@@ -3,9 +3,11 @@
 import json
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
+from bench import picture, report
 from bench.measures import MEASURES, summary
 from tools.tree import environment, run
 
@@ -47,3 +49,14 @@ def test_medians_extremes_and_ratios() -> None:
     found = summary(rounds)
     assert found["drain_1"]["01"] == {"median": 20, "min": 10, "max": 30, "ratio": 0.5}
     assert found["idle"] == {"01": {"median": 7, "min": 7, "max": 7, "ratio": None}}
+
+
+def test_the_page_and_the_picture_are_made_from_the_figures() -> None:
+    docs = ROOT / "docs"
+    result = json.loads((docs / "numbers.json").read_text())
+    again = "`python -m bench docs` makes them again"
+    page = (docs / "numbers.md").read_text()
+    assert report.page(page, result) == page, again
+    assert picture.draw(result) == (docs / "numbers.svg").read_text(), again
+    assert result["summary"] == summary(result["rounds"])
+    ElementTree.fromstring(picture.draw(result))
