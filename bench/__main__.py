@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+import psycopg
 
 from bench import floor, lessons, picture, report
 from bench.growth import grow
 from bench.measures import BenchError, Rounds, Sizes, settings, summary
-from shared.database import LessonError
 from shared.postgres import PostgresUnavailable, server
 from shared.story import console, say
 from shared.testing import LESSONS, drop_test_schemas
@@ -33,13 +33,16 @@ def measure(names: list[str], sizes: Sizes, count: int) -> dict[str, Any]:
             say("there is no pgbench on PATH: its lines will be missing", style="yellow")
         for number in range(1, count + 1):
             for name in found:
-                start = time.monotonic()
-                found[name].append(
-                    floor.one_round(url, sizes)
-                    if name == "floor"
-                    else lessons.one_round(PATHS[name], sizes)
-                )
-                say(f"round {number}, {name}: {time.monotonic() - start:.1f} s", style="dim")
+                start, title = time.monotonic(), f"round {number}, {name}"
+                try:
+                    found[name].append(
+                        floor.one_round(url, sizes)
+                        if name == "floor"
+                        else lessons.one_round(PATHS[name], sizes)
+                    )
+                except (BenchError, TimeoutError) as error:
+                    raise BenchError(f"{title}: {error}") from error
+                say(f"{title}: {time.monotonic() - start:.1f} s", style="dim")
         drop_test_schemas(url)
     used = {"tasks": sizes.tasks, "workflows": sizes.workflows}
     return {**result, "sizes": used, "rounds": found, "summary": summary(found)}
@@ -121,5 +124,5 @@ def docs_verb() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (BenchError, LessonError, PostgresUnavailable, TimeoutError) as error:
+    except (BenchError, PostgresUnavailable, psycopg.OperationalError, TimeoutError) as error:
         raise SystemExit(f"no figures: {error}") from None
