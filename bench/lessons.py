@@ -54,23 +54,24 @@ class Bench:
     def drain(self, name: str, input: str, count: int) -> tuple[float, int]:
         """Seconds from the first claim until all have succeeded, and bytes of WAL meanwhile."""
         with self.watcher.transaction():  # the workers see all tasks at once, when it commits
-            self.watcher.execute(
-                "insert into tasks (name, input) select %s, %s from generate_series(1, %s)",
+            added = self.watcher.execute(
+                "insert into tasks (name, input) select %s, %s from generate_series(1, %s)"
+                " returning id",
                 (name, input, count),
-            )
+            ).fetchall()
             self.watcher.execute("analyze tasks")
-            first = self.ask("select min(id) from tasks where name = %s", name)
-            last = self.ask("select max(id) from tasks where name = %s", name)
             wal_before = wal(self.watcher)
         claimed = "select status <> 'queued' from tasks where id = %s"
-        wait_until(lambda: self.ask(claimed, first), "the first task is claimed", SECONDS)
+        wait_until(lambda: self.ask(claimed, *added[0]), "the first task is claimed", SECONDS)
         start = time.perf_counter()
         left = (
             "select exists (select from tasks where status = 'queued')"
             " or exists (select from tasks where status = 'running')"
         )
         wait_until(  # the cheaper question first
-            lambda: self.ask(claimed, last) and not self.ask(left), f"{count} are drained", SECONDS
+            lambda: self.ask(claimed, *added[-1]) and not self.ask(left),
+            f"{count} are drained",
+            SECONDS,
         )
         seconds, wal_bytes = time.perf_counter() - start, wal(self.watcher) - wal_before
         self.check_drained(name, count)
