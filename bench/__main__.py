@@ -70,7 +70,7 @@ def write_docs(result: dict[str, Any]) -> None:
 @click.group(invoke_without_command=True)
 @click.pass_context
 @click.option("--quick", is_flag=True, help="one round with few tasks: does it work at all?")
-@click.option("--tasks", type=click.IntRange(20), help="how many a round drains; default 2000")
+@click.option("--tasks", type=click.IntRange(20), help="how many a round drains; default 1500")
 @click.option("--rounds", type=click.IntRange(1), help="default 3")
 @click.option("--lessons", "names", default=",".join(PATHS), show_default=True)
 @click.option("--json", "file", type=click.Path(path_type=Path), help="write all figures there too")
@@ -90,7 +90,7 @@ def main(
     chosen = names.split(",")
     if unknown := [name for name in chosen if name not in PATHS]:
         raise click.BadParameter(f"{', '.join(unknown)}; there are {', '.join(PATHS)}")
-    sizes = Sizes(tasks or (200 if quick else 2000))
+    sizes = Sizes(tasks or (200 if quick else 1500))
     result = measure(chosen, sizes, rounds or (1 if quick else 3))
     report.show(report.numbers(result))
     console.print(f"{report.about(result)}\n{LEGEND}")
@@ -107,7 +107,7 @@ def main(
 @main.command("growth")
 @click.option("--full", is_flag=True, help="also with a million finished tasks")
 @click.option("--lesson", "name", default=max(PATHS), show_default=True)
-@click.option("--tasks", default=2000, show_default=True, help="how many each drain drains")
+@click.option("--tasks", default=1500, show_default=True, help="how many each drain drains")
 def growth_verb(full: bool, name: str, tasks: int) -> None:
     """The same drain in a table that has grown, and what the claim reads there."""
     if not "03" <= name <= max(PATHS):
