@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, LiteralString
+from typing import Any, LiteralString, NamedTuple
 
 import psycopg
 from psycopg import sql
@@ -60,13 +60,9 @@ def one_round(url: str, sizes: Sizes) -> Values:
     with opened(url) as (conninfo, connection):
         found = enqueueing(connection, sizes.tasks)
         found |= draining(connection, conninfo, sizes.tasks)
-        found |= draining_in_batches(connection, conninfo, 10 * sizes.tasks)
-        with two_processes() as pool:
-            found["drain_2"] = by_two(connection, pool, conninfo, 1, sizes.tasks)
-            found["drain_batch_2"] = by_two(connection, pool, conninfo, BATCH, 10 * sizes.tasks)
         found |= workflows(connection, sizes.workflows)
-        for clients in (1, 16):
-            if program := pgbench():
+        if program := pgbench():
+            for clients in (1, 16):
                 found |= benching(connection, program, conninfo, clients, sizes.tasks)
     return found
 
@@ -99,76 +95,71 @@ def enqueueing(connection: psycopg.Connection[Any], tasks: int) -> Values:
     return rates
 
 
-def drain(conninfo: str, batch: int) -> tuple[int, int, float, float, float]:
-    """Claim and finish until the queue is empty: tasks, statements, start, end, CPU; seconds."""
+class Drained(NamedTuple):
+    """What one process did: start and end by the clock, and CPU, in seconds."""
+
+    tasks: int
+    statements: int
+    start: float
+    end: float
+    cpu: float
+
+
+def drain(conninfo: str, batch: int) -> Drained:
+    """Claim and finish until the queue is empty. Each result is committed before the next claim."""
     done = statements = 0
     with psycopg.connect(conninfo, autocommit=True) as connection:
         cpu, start = time.process_time(), time.time()
-        while True:
-            claimed = connection.execute(CLAIM, (batch,)).fetchall()
-            statements += 1
-            if not claimed:
-                return done, statements, start, time.time(), time.process_time() - cpu
+        while claimed := connection.execute(CLAIM, (batch,)).fetchall():
             connection.execute(FINISH, ([id for id, _, _ in claimed],))
-            statements += 1
+            statements += 2
             done += len(claimed)
+        return Drained(done, statements + 1, start, time.time(), time.process_time() - cpu)
 
 
 def draining(connection: psycopg.Connection[Any], conninfo: str, tasks: int) -> Values:
-    """Row by row, each result committed before the next task is claimed: as the lessons do."""
-    fill(connection, tasks)
-    before = wal(connection)
-    done, statements, start, end, cpu = drain(conninfo, 1)
-    check_status(connection, "succeeded", tasks)
-    check(done == tasks, f"floor: {tasks} tasks, and {done} runs")
+    def rate(batch: int, count: int, processes: ProcessPoolExecutor | None = None) -> Values:
+        fill(connection, count)
+        before = wal(connection)
+        found = (
+            list(processes.map(drain_beside, [conninfo] * 2, [batch] * 2))
+            if processes
+            else [drain(conninfo, batch)]
+        )
+        wal_bytes = wal(connection) - before
+        check_status(connection, "succeeded", count)
+        runs = sum(drained.tasks for drained in found)
+        check(runs == count, f"floor: {count} tasks, and {runs} runs")
+        seconds = max(drained.end for drained in found) - min(drained.start for drained in found)
+        return {
+            "rate": count / seconds,
+            "statements": sum(drained.statements for drained in found) / count,
+            "wal": wal_bytes / count,
+            "cpu": sum(drained.cpu for drained in found) * 1000 / count,
+        }
+
+    one, batches = rate(1, tasks), rate(BATCH, 10 * tasks)
+    context = get_context("spawn")
+    with ProcessPoolExecutor(2, context, meet_at, (context.Barrier(2),)) as pool:
+        two, two_batches = rate(1, tasks, pool), rate(BATCH, 10 * tasks, pool)
     return {
-        "drain_1": tasks / (end - start),
-        "task_statements": statements / tasks,
-        "task_wal": (wal(connection) - before) / tasks,
-        "task_cpu": cpu * 1000 / tasks,
+        "drain_1": one.pop("rate"),
+        "drain_2": two["rate"],
+        "drain_batch_1": batches["rate"],
+        "drain_batch_2": two_batches["rate"],
+        **{f"task_{key}": value for key, value in one.items()},
     }
 
 
-def draining_in_batches(connection: psycopg.Connection[Any], conninfo: str, tasks: int) -> Values:
-    fill(connection, tasks)
-    done, _, start, end, _ = drain(conninfo, BATCH)
-    check_status(connection, "succeeded", tasks)
-    check(done == tasks, f"floor: {tasks} tasks, and {done} runs")
-    return {"drain_batch_1": tasks / (end - start)}
-
-
-@contextmanager
-def two_processes() -> Iterator[ProcessPoolExecutor]:
-    context = get_context("spawn")
-    with ProcessPoolExecutor(2, context, meet_at, (context.Barrier(2),)) as pool:
-        yield pool
-
-
 def meet_at(barrier: Any) -> None:
-    """For a process of the pool: where it waits for the other one."""
+    """In a process of the pool: where it waits for the other one before each drain."""
     global meeting
     meeting = barrier
 
 
-def drain_beside(conninfo: str, batch: int) -> tuple[int, int, float, float, float]:
+def drain_beside(conninfo: str, batch: int) -> Drained:
     meeting.wait(60)
     return drain(conninfo, batch)
-
-
-def by_two(
-    connection: psycopg.Connection[Any],
-    pool: ProcessPoolExecutor,
-    conninfo: str,
-    batch: int,
-    tasks: int,
-) -> float:
-    """The rate of two processes, from the first's start to the last's end."""
-    fill(connection, tasks)
-    found = list(pool.map(drain_beside, [conninfo] * 2, [batch] * 2))
-    check_status(connection, "succeeded", tasks)
-    runs = sum(done for done, *_ in found)
-    check(runs == tasks, f"floor: {tasks} tasks, and {runs} runs")
-    return tasks / (max(f[3] for f in found) - min(f[2] for f in found))
 
 
 def workflows(connection: psycopg.Connection[Any], count: int) -> Values:
