@@ -66,17 +66,20 @@ when (old.status <> new.status or old.attempt <> new.attempt) execute function c
 LOG_HISTORY: LiteralString = """
 create table chaos_log (
     seq bigint generated always as identity primary key,
-    task_id bigint, position int, kind text, by_attempt int, had_output boolean, output text,
+    task_id bigint, position int, kind text, by_attempt int, again boolean, output text,
     ended boolean, was_ended boolean, status text, attempt int
 );
 create function chaos_entry() returns trigger language plpgsql as $$
 begin
     insert into chaos_log (
-        task_id, position, kind, by_attempt, had_output, output, ended, was_ended, status, attempt
+        task_id, position, kind, by_attempt, again, output, ended, was_ended, status, attempt
     )
     select
         new.task_id, new.position, new.kind, new.attempt,
-        tg_op = 'UPDATE' and old.output is not null, new.output::text,
+        -- The same attempt may send it again, if it has not heard the answer.
+        tg_op = 'UPDATE' and old.output is not null
+            and (old.attempt, old.output::text) is distinct from (new.attempt, new.output::text),
+        new.output::text,
         new.output is not null or new.error is not null,
         tg_op = 'UPDATE' and (old.output is not null or old.error is not null),
         tasks.status, tasks.attempt
@@ -540,7 +543,7 @@ class Chaos:
         )
         self.none(
             "I3 a step was recorded twice",
-            "select task_id, position from chaos_log where kind = 'step' and had_output",
+            "select task_id, position from chaos_log where kind = 'step' and again",
         )
         if self.rows("select from information_schema.columns where table_schema = current_schema()"
                      " and table_name = 'event_log' and column_name = 'child_id'"):  # fmt: skip

@@ -5,28 +5,35 @@ passes by moving the stored instants into the past. In CI the schedules are the 
 MODEL_EXAMPLES=1000 draws that many others; with --hypothesis-seed=7, those of that seed.
 """
 
+import json
 import os
+import re
 import threading
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psycopg
 import pytest
+import sqlalchemy as sa
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
+    initialize,
     invariant,
     precondition,
     rule,
     run_state_machine_as_test,
 )
+from psycopg import sql
 
 from shared.database import open_database
-from shared.testing import Lesson, lessons
+from shared.processes import wait_until
+from shared.testing import Lesson, lessons, working
 
 EXAMPLES = os.environ.get("MODEL_EXAMPLES")
 TERMINAL = ("succeeded", "failed", "cancelled")
@@ -127,8 +134,9 @@ class Queue(RuleBasedStateMachine):
         self.alive: dict[int, int] = {}  # registered workers, and until when they are alive
         self.seen: dict[int, tuple[str, int]] = {}  # as the rows were after the last rule
         self.by_hand: int | None = None
-        for table in ("tasks", "workers", "queue_limits"):
-            self.world.look.execute(f"delete from {table}")
+        self.world.look.execute("delete from tasks")
+        self.world.look.execute("delete from workers")
+        self.world.look.execute("delete from queue_limits")
         self.workers = [self.register(4) for _ in range(3)]
 
     def register(self, lease: int) -> int:
@@ -141,7 +149,10 @@ class Queue(RuleBasedStateMachine):
         """Perhaps somebody has one of the rows locked meanwhile; its id."""
         id = data.draw(st.none() | st.sampled_from(sorted(ids)) if ids else st.none())
         if id is not None:
-            self.world.other.execute(f"select from {table} where id = %s for update", (id,))
+            self.world.other.execute(
+                sql.SQL("select from {} where id = %s for update").format(sql.Identifier(table)),
+                (id,),
+            )
         try:
             yield id
         finally:
@@ -358,10 +369,14 @@ class Queue(RuleBasedStateMachine):
     @rule(passed=st.integers(1, 3))
     def time_passes(self, passed):
         self.now += passed
-        move = {"tasks": ("run_at", "start_by", "started_at"), "workers": ("alive_until",)}
-        for table, columns in move.items():
-            moved = ", ".join(f"{column} = {column} - %(passed)s" for column in columns)
-            self.world.look.execute(f"update {table} set {moved}", {"passed": hours(passed)})
+        self.world.look.execute(
+            "update tasks set run_at = run_at - %(passed)s, start_by = start_by - %(passed)s,"
+            " started_at = started_at - %(passed)s",
+            {"passed": hours(passed)},
+        )
+        self.world.look.execute(
+            "update workers set alive_until = alive_until - %s", (hours(passed),)
+        )
 
     # What people do, from lesson 05 and 06 on
 
@@ -416,3 +431,456 @@ class Queue(RuleBasedStateMachine):
 def test_the_queue_does_what_the_model_does(world):
     machine = type("Queue", (Queue,), {"world": world})
     run_state_machine_as_test(machine, settings=profile(examples=40, steps=40))
+
+
+# The durable engine
+
+# A program is JSON: a list of operations, which the durable task `program` does one after the other.
+NUMBER = st.integers(1, 9)
+SIMPLE = (
+    st.tuples(st.just("step"), NUMBER)
+    | st.tuples(st.just("flaky"), NUMBER, st.integers(1, 2))  # fails so often, and is tried again
+    | st.tuples(st.just("caught"), NUMBER, st.booleans())  # fails always; whether that is final
+    | st.tuples(st.just("double"), NUMBER)  # a child that is not durable
+    | st.tuples(st.just("flaky child"), NUMBER, st.integers(1, 2))
+)
+FAIL = ("fail",)
+
+
+def programs(operations: Any, most: int) -> Any:
+    """So many operations at most; one in five fails in the end."""
+    ends = st.sampled_from([[], [], [], [], [FAIL]])
+    return st.builds(lambda start, end: start + end, st.lists(operations, max_size=most), ends)
+
+
+def nested(operations: Any) -> Any:
+    program = programs(operations, 2)
+    return (
+        operations
+        | st.tuples(st.sampled_from(["run", "broken"]), program)
+        | st.tuples(st.sampled_from(["gather", "race"]), st.lists(program, min_size=1, max_size=3))
+        | st.tuples(st.just("around"), program, program)
+    )
+
+
+PROGRAMS = programs(nested(nested(SIMPLE)), 3)
+
+
+def define(lesson: Lesson, effects: list[tuple[str, str, int]]) -> None:
+    """The interpreter, and what it calls. effects: key, name, number of each outside effect."""
+    durable, tasks = lesson.durable, lesson.tasks
+    often = {"max_attempts": 1_000_000}
+
+    def act(key, number):
+        effects.append((key, "act", number))
+        return number
+
+    def flaky(key, number, fails):
+        effects.append((key, "flaky", number))
+        if effects.count((key, "flaky", number)) <= fails:
+            raise ConnectionError("no answer")
+        return number
+
+    def refuse(key, number, final):
+        effects.append((key, "refuse", number))
+        raise (tasks.NonRetryableError if final else ValueError)("refused")
+
+    @tasks.task
+    def double(number):
+        return 2 * number
+
+    @tasks.task
+    def flaky_child(input):
+        name, fails = f"flaky child {input}", input[1]
+        effects.append(("", name, 0))
+        if effects.count(("", name, 0)) <= fails:
+            raise ConnectionError("no answer")
+        return input[0]
+
+    @durable.durable
+    def program(ctx, operations):
+        return [operation(ctx, *each) for each in operations]
+
+    def operation(ctx, kind, *arguments):
+        if kind == "step":
+            return ctx.step(act, *arguments)
+        if kind == "flaky":
+            return ctx.step(flaky, *arguments)
+        if kind == "double":
+            return ctx.run(double, *arguments, **often)
+        if kind == "flaky child":
+            return ctx.run(flaky_child, list(arguments), **often)
+        if kind == "run":
+            return ctx.run(program, *arguments, **often)
+        if kind == "fail":
+            raise tasks.NonRetryableError("as the program says")
+        if kind == "around":
+            child = ctx.spawn(program, arguments[0], **often)
+            return [program(ctx, arguments[1]), ctx.result(child)]
+        try:
+            if kind == "caught":
+                return ctx.step(refuse, *arguments)
+            if kind == "broken":
+                return ctx.run(program, *arguments, **often)
+            children = [ctx.spawn(program, each, **often) for each in arguments[0]]
+            if kind == "gather":
+                return ctx.gather(*children)
+        except durable.StepError as error:
+            return type(error).__name__
+        # race: what is done next depends on who was first
+        results = []
+        for child in ctx.as_completed(*children):
+            try:
+                results.append(ctx.result(child))
+            except durable.ChildError:
+                results.append("ChildError")
+            ctx.step(act, children.index(child))
+        return sorted(results, key=str)
+
+
+class Failure(Exception):
+    """The program ends with an error; its type is the message."""
+
+
+@dataclass
+class Expected:
+    """How a program ends if nothing goes wrong, and what its log holds then."""
+
+    outcome: Any = None  # what it returns, or the type of the error
+    failed: bool = False
+    log: Any = None  # of each position: kind, name, and of a child that is a program, its Expected
+
+
+def interpret(operations: Any) -> Expected:
+    expected = Expected(log=[])
+    try:
+        expected.outcome = [interpret_one(expected.log, *each) for each in operations]
+    except Failure as failure:
+        expected.failed, expected.outcome = True, str(failure)
+    return expected
+
+
+def interpret_one(log: Any, kind: str, *arguments: Any) -> Any:
+    def child(operations: Any) -> Any:
+        expected = interpret(operations)
+        log.append(("child", "program", expected))
+        return expected
+
+    def result(expected: Expected, caught: bool) -> Any:
+        if not expected.failed:
+            return expected.outcome
+        if caught:
+            return "ChildError"
+        raise Failure("ChildError")
+
+    if kind in ("step", "flaky", "caught"):
+        name = {"step": "act", "flaky": "flaky", "caught": "refuse"}[kind]
+        log.append(("step", name, None))
+        if kind == "caught":
+            return "FinalStepError" if arguments[1] else "StepError"
+        return arguments[0]
+    if kind == "double":
+        log.append(("child", "double", None))
+        return 2 * arguments[0]
+    if kind == "flaky child":
+        log.append(("child", "flaky_child", None))
+        return arguments[0]
+    if kind == "fail":
+        raise Failure("NonRetryableError")
+    if kind in ("run", "broken"):
+        return result(child(*arguments), caught=kind == "broken")
+    if kind == "around":
+        spawned = child(arguments[0])
+        inner = [interpret_one(log, *each) for each in arguments[1]]
+        return [inner, result(spawned, caught=False)]
+    children = [child(each) for each in arguments[0]]
+    if kind == "gather":
+        failed = any(each.failed for each in children)
+        return "ChildError" if failed else [each.outcome for each in children]
+    log.extend([("step", "act", None)] * len(children))
+    return sorted((result(each, caught=True) for each in children), key=str)
+
+
+class Puppet:
+    """A real Worker with one slot. Its statements wait, each until the schedule lets it go.
+
+    So one thread of it waits at a time: the dispatcher that wants to claim, or the run. Heartbeats
+    come and go freely; its upkeep never comes, the schedule does that.
+    """
+
+    FREE = ("register_worker", "unregister_worker", "heartbeat", "lock_limit", "count_running")
+
+    def __init__(self, lesson: Lesson, db: Any, name: str) -> None:
+        self.db = replace(db)  # engines of its own
+        self.name = name
+        self.worker = lesson.worker.Worker(
+            self.db, name, slots=1, lease=timedelta(seconds=0.08), grace=timedelta(seconds=5)
+        )
+        self.at: str | None = None  # the statement that waits
+        self.backend = 0  # and the process of the server that is to do it
+        self._go: str | None = None
+        self._fault = ""
+        self._open = False
+        self._changed = threading.Condition()
+        for engine in (self.db.engine, self.db.autocommit):
+            sa.event.listen(engine, "before_cursor_execute", self._before)
+            sa.event.listen(engine, "after_cursor_execute", self._after)
+
+    @property
+    def idle(self) -> bool:
+        return self.at == "claim_tasks"
+
+    def _before(self, _connection, cursor, statement, *_):
+        name = re.match(r"-- name: (\w+)", statement)
+        if name is None or name[1] in self.FREE:
+            return
+        with self._changed:
+            self.at, self.backend = name[1], cursor.connection.info.backend_pid
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._go or self._open)
+            self._fault, self._go = self._go or "", None
+
+    def _after(self, _connection, cursor, statement, *_):
+        name = re.match(r"-- name: (\w+)", statement)
+        if self._fault == "lose the answer" and name and name[1] not in self.FREE:
+            self._fault = ""
+            cursor.connection.close()
+            raise psycopg.OperationalError("the connection broke before the answer came")
+
+    def go(self, fault: str = "none") -> None:
+        """Let the statement go, and wait for the next one."""
+        with self._changed:
+            self.at, self._go = None, fault
+            self._changed.notify_all()
+            self.wait()
+
+    def wait(self) -> None:
+        with self._changed:
+            arrived = self._changed.wait_for(lambda: self.at is not None, timeout=30)
+        assert arrived, f"{self.name} does nothing"
+
+    @contextmanager
+    def running(self):
+        try:
+            with working(self.worker):
+                try:
+                    self.wait()
+                    yield self
+                finally:
+                    self.worker.stop()
+                    with self._changed:
+                        self._open = True
+                        self._changed.notify_all()
+        finally:
+            self.db.engine.dispose()
+            self.db.autocommit.dispose()
+
+
+PUPPETS = st.integers(0, 2)
+
+
+class Durable(RuleBasedStateMachine):
+    """Three workers run a program, a statement of one of them at a time, and all goes wrong."""
+
+    world: Any
+    puppets: Any
+    effects: Any
+
+    def __init__(self) -> None:
+        super().__init__()
+        for puppet in self.puppets:
+            assert puppet.idle
+        self.effects.clear()
+        self.world.look.execute("delete from tasks")
+        self.world.look.execute("delete from event_log")
+        self.seen: dict[int, tuple[str, int]] = {}
+        self.recorded: dict[Any, Any] = {}
+        self.by_hand = False
+        self.root = 0
+        self.expected = Expected()
+
+    @initialize(operations=PROGRAMS)
+    def begin(self, operations):
+        self.expected = interpret(operations)
+        self.root = self.world.lesson.tasks.enqueue(
+            self.world.connection, "program", as_json(operations), max_attempts=1_000_000
+        )
+
+    # Workers
+
+    @rule(n=PUPPETS, statements=st.integers(1, 8))
+    def advance(self, n, statements):
+        for _ in range(statements):
+            self.puppets[n].go()
+            if self.puppets[n].idle:
+                return
+
+    @rule(n=PUPPETS)
+    def lose_the_answer(self, n):
+        self.puppets[n].go("lose the answer")
+
+    @rule(n=PUPPETS)
+    def cut(self, n):
+        puppet = self.puppets[n]
+        self.world.look.execute("select pg_terminate_backend(%s, 5000)", (puppet.backend,))
+        puppet.go()
+
+    @rule(n=PUPPETS)
+    def lose(self, n):
+        """A worker is taken for dead, but goes on: what it runs is a zombie's from here on."""
+        name = self.puppets[n].name
+        self.world.look.execute("delete from workers where name = %s", (name,))
+        registered = "select 1 from workers where name = %s"
+        wait_until(lambda: self.world.look.execute(registered, (name,)).fetchone(), "it registers")
+        self.upkeep()
+
+    @rule()
+    def upkeep(self):
+        queue = self.world.queue
+        while queue.cancel_orphans():
+            pass
+        list(queue.take_back_tasks())
+        while list(queue.fail_lost_child()):
+            pass
+
+    @rule()
+    def time_passes(self):
+        self.world.look.execute("update tasks set run_at = run_at - interval '1 day'")
+        self.world.queue.wake_tasks()
+
+    # People
+
+    def status(self) -> str:
+        return self.world.queue.get_task(id=self.root).status
+
+    @rule()
+    def cancel(self):
+        changed = self.world.queue.cancel_task(id=self.root)
+        self.by_hand = changed == 1
+
+    @rule(how=st.sampled_from(["retry", "replay"]))
+    def again(self, how):
+        durable, connection = self.world.lesson.durable, self.world.transaction
+        allowed = ("failed", "cancelled") if how == "retry" else TERMINAL
+        if self.status() in allowed:
+            with connection.begin():
+                getattr(durable, how)(connection, self.root)
+            self.by_hand = True
+        else:
+            with pytest.raises(self.world.lesson.tasks.BadInput), connection.begin():
+                getattr(durable, how)(connection, self.root)
+
+    # What holds after each rule
+
+    @invariant()
+    def nothing_is_taken_back(self):
+        """The end is the end, attempts grow, and what is recorded stays as it is."""
+        for id, status, attempt in self.world.look.execute("select id, status, attempt from tasks"):
+            was, its_attempt = self.seen.get(id, (status, attempt))
+            assert was not in TERMINAL or status == was or self.by_hand, f"task {id} left {was}"
+            assert attempt >= its_attempt
+            self.seen[id] = (status, attempt)
+        for *place, log_id, kind, name, input, output in self.world.look.execute(
+            "select task_id, position, log_id::text, kind, event_log.name, event_log.input,"
+            " event_log.output from event_log join tasks on tasks.id = task_id"
+            " where event_log.output is not null"
+        ):
+            entry = (kind, name, input, output)
+            assert self.recorded.setdefault((*place, log_id), entry) == entry
+        assert (
+            self.world.look.execute(
+                "select id from tasks where status = 'waiting' and run_at is null and wake_after <= 0"
+            ).fetchall()
+            == []
+        ), "it waits, and what it waits for has come"
+        self.by_hand = False
+
+    # When nothing goes wrong any more
+
+    def teardown(self):
+        try:
+            if self.root:
+                self.come_to_an_end()
+                self.check(self.root, self.expected)
+                self.check_effects()
+        finally:
+            self.settle()
+
+    def settle(self):
+        """All puppets idle, whatever happened. Tasks that are gone are lost to their runs."""
+        self.world.look.execute("delete from tasks")
+        for puppet in self.puppets:
+            while not puppet.idle:
+                puppet.go()
+
+    def come_to_an_end(self):
+        if self.status() == "cancelled":
+            self.again("retry")
+        for _ in range(1000):
+            self.upkeep()
+            self.time_passes()
+            live = self.world.look.execute(
+                "select count(*) from tasks where status in ('queued', 'running', 'waiting')"
+            ).fetchone()
+            busy = [puppet for puppet in self.puppets if not puppet.idle]
+            if live == (0,) and not busy:
+                return
+            for puppet in busy or self.puppets:
+                puppet.go()
+            self.nothing_is_taken_back()
+        raise AssertionError(
+            self.world.look.execute("select id, status, attempt, error from tasks").fetchall()
+        )
+
+    def check(self, id: int, expected: Expected) -> None:
+        """The task has ended as interpreted; so has its log, and so have its children."""
+        task = self.world.queue.get_task(id=id)
+        if expected.failed:
+            assert (task.status, task.error.partition(":")[0]) == ("failed", expected.outcome)
+        else:
+            assert (task.status, task.output) == ("succeeded", as_json(expected.outcome))
+        rows = self.world.look.execute(
+            "select position, kind, name, child_id, completion from event_log"
+            " where task_id = %s order by position",
+            (id,),
+        ).fetchall()
+        assert [row[:3] for row in rows] == [
+            (position, *entry[:2]) for position, entry in enumerate(expected.log, 1)
+        ]
+        for (*_, child_id, completion), (kind, _, child) in zip(rows, expected.log, strict=True):
+            assert kind == "step" or completion is not None
+            if child is not None:
+                self.check(child_id, child)
+
+    def check_effects(self):
+        """Each recorded step has had its effect, and no key ever stood for two effects."""
+        names: dict[str, set[Any]] = {}
+        for key, name, number in self.effects:
+            if key:
+                names.setdefault(key, set()).add((name, number))
+        assert all(len(each) == 1 for each in names.values()), names
+        for key, name in self.world.look.execute(
+            "select log_id || '/' || position, event_log.name from event_log"
+            " join tasks on tasks.id = task_id where kind = 'step'"
+        ):
+            assert [each for each, _ in names[key]] == [name]
+
+
+def as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+@for_lessons(6)
+def test_a_program_ends_as_interpreted_whatever_goes_wrong(world, monkeypatch):
+    monkeypatch.setattr(world.lesson.worker, "POLL_SECONDS", 0.001)
+    monkeypatch.setattr(world.lesson.worker, "UPKEEP_SECONDS", 10_000)
+    effects: list[tuple[str, str, int]] = []
+    define(world.lesson, effects)
+    with ExitStack() as stack:
+        puppets = [
+            stack.enter_context(Puppet(world.lesson, world.db, name).running()) for name in "abc"
+        ]
+        machine = type(
+            "Durable", (Durable,), {"world": world, "puppets": puppets, "effects": effects}
+        )
+        run_state_machine_as_test(machine, settings=profile(examples=40, steps=30))
