@@ -435,7 +435,7 @@ def test_the_queue_does_what_the_model_does(world):
 
 # The durable engine
 
-# A program is JSON: a list of operations, which the durable task `program` does one after the other.
+# A program is a list of operations, in JSON. The durable task `program` does one after the other.
 NUMBER = st.integers(1, 9)
 SIMPLE = (
     st.tuples(st.just("step"), NUMBER)
@@ -789,7 +789,8 @@ class Durable(RuleBasedStateMachine):
             assert self.recorded.setdefault((*place, log_id), entry) == entry
         assert (
             self.world.look.execute(
-                "select id from tasks where status = 'waiting' and run_at is null and wake_after <= 0"
+                "select id from tasks"
+                " where status = 'waiting' and run_at is null and wake_after <= 0"
             ).fetchall()
             == []
         ), "it waits, and what it waits for has come"
