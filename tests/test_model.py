@@ -650,6 +650,7 @@ class Puppet:
         for engine in (self.db.engine, self.db.autocommit):
             sa.event.listen(engine, "before_cursor_execute", self._before)
             sa.event.listen(engine, "after_cursor_execute", self._after)
+            sa.event.listen(engine, "commit", self._commit)
 
     @property
     def idle(self) -> bool:
@@ -671,6 +672,15 @@ class Puppet:
             self._fault = ""
             cursor.connection.close()
             raise psycopg.OperationalError("the connection broke before the answer came")
+
+    def _commit(self, connection):
+        if self._fault == "lose the commit":
+            self._fault = ""
+            raw = connection.connection.dbapi_connection
+            raw.commit()
+            raw.close()
+            broken = psycopg.OperationalError("the connection broke before the commit's answer")
+            raise sa.exc.OperationalError("commit", {}, broken)
 
     def go(self, fault: str = "none") -> None:
         """Let the statement go, and wait for the next one."""
@@ -745,6 +755,12 @@ class Durable(RuleBasedStateMachine):
         self.puppets[n].go("lose the answer")
 
     @rule(n=PUPPETS)
+    def lose_the_commit(self, n):
+        """Of a claim: what it has claimed is running, and nobody runs it."""
+        if self.puppets[n].idle:
+            self.puppets[n].go("lose the commit")
+
+    @rule(n=PUPPETS)
     def cut(self, n):
         puppet = self.puppets[n]
         self.world.look.execute("select pg_terminate_backend(%s, 5000)", (puppet.backend,))
@@ -767,6 +783,12 @@ class Durable(RuleBasedStateMachine):
         list(queue.take_back_tasks())
         while list(queue.fail_lost_child()):
             pass
+        ids = {worker.name: worker.id for worker in queue.list_workers()}
+        for puppet in self.puppets:
+            if puppet.idle:
+                queue.take_back_lost_claims(
+                    worker_id=ids[puppet.name], known_ids=[], older_than=timedelta(0)
+                )
 
     @rule()
     def time_passes(self):
