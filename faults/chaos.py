@@ -37,6 +37,7 @@ LEASE = 1.0  # seconds
 WORKERS = 3
 CLIENTS = 2
 SECONDS_TO_END = 90  # for all tasks, when the faults have stopped
+SECONDS_TO_STOP = 30  # for the workers, when they are asked to; more than their grace period
 OPTIONS = ("--lease", str(LEASE), "--slots", "8", "--grace", "10")
 Say = Callable[[str], None]
 
@@ -307,9 +308,14 @@ class Chaos:
             self.come_to_an_end()
             for worker in self.workers:
                 self.leave(worker)
+            deadline = time.monotonic() + SECONDS_TO_STOP
             for worker in self.leaving:
-                wait_until(lambda: worker.exit_status is not None, f"{worker.name} stops", 30)  # noqa: B023
-                self.check_exit(worker, worker.exit_status or 0)
+                while worker.exit_status is None and time.monotonic() < deadline:
+                    time.sleep(0.01)
+                if worker.exit_status is None:
+                    self.violation(f"{worker.name} was asked to stop: {worker.output()[-3000:]}")
+                else:
+                    self.check_exit(worker, worker.exit_status)
         finally:
             over.set()
             for worker in [*self.workers, *self.leaving]:
