@@ -468,6 +468,8 @@ SIMPLE = (
     | st.tuples(st.just("caught"), NUMBER, st.booleans())  # fails always; whether that is final
     | st.tuples(st.just("double"), NUMBER)  # a child that is not durable
     | st.tuples(st.just("flaky child"), NUMBER, st.integers(1, 2))
+    # Fails once, and would succeed if it were tried again. What is done next says which it was.
+    | st.tuples(st.sampled_from(["either", "either child"]), NUMBER)
 )
 FAIL = ("fail",)
 
@@ -523,6 +525,12 @@ def define(lesson: Lesson, effects: list[tuple[str, str, int]]) -> None:
             raise ConnectionError("no answer")
         return input[0]
 
+    @tasks.task
+    def moody_child(number):
+        effects.append(("", "moody child", number))
+        if effects.count(("", "moody child", number)) == 1:
+            raise tasks.NonRetryableError("not today")
+
     @durable.durable
     def program(ctx, operations):
         return [operation(ctx, *each) for each in operations]
@@ -540,6 +548,17 @@ def define(lesson: Lesson, effects: list[tuple[str, str, int]]) -> None:
             return ctx.run(program, *arguments, **often)
         if kind == "fail":
             raise tasks.NonRetryableError("as the program says")
+        if kind in ("either", "either child"):
+            (number,) = arguments
+            try:
+                if kind == "either":
+                    ctx.step(flaky, number, 1)
+                else:
+                    ctx.run(moody_child, number, **often)
+            except durable.StepError:
+                number += 10
+            ctx.step(act, number)
+            return "done"
         if kind == "around":
             child = ctx.spawn(program, arguments[0], **often)
             return [program(ctx, arguments[1]), ctx.result(child)]
@@ -613,6 +632,10 @@ def interpret_one(log: Any, kind: str, *arguments: Any) -> Any:
         return arguments[0]
     if kind == "fail":
         raise Failure("NonRetryableError")
+    if kind in ("either", "either child"):
+        log.append(("step", "flaky", None) if kind == "either" else ("child", "moody_child", None))
+        log.append(("step", "act", None))
+        return "done"
     if kind in ("run", "broken"):
         return result(child(*arguments), caught=kind == "broken")
     if kind == "around":
