@@ -432,7 +432,8 @@ class Chaos:
         if worker in self.killed:
             return
         if ": started" not in output:
-            cut = "OperationalError" in output or "cannot connect" in output
+            broken = ("OperationalError", "cannot connect", "QueryCanceled", "AdminShutdown")
+            cut = any(words in output for words in broken)
             if status not in (0, -signal.SIGTERM) and not cut:
                 self.violation(f"{worker.name} did not start, exit status {status}: {output}")
             return
