@@ -49,6 +49,15 @@ def test_an_enqueue_rolls_back_with_the_callers_transaction(lesson, db):
     assert count(db, "queued") == 0
 
 
+def test_ids_grow_beyond_32_bits(lesson, db):
+    with db.connect(autocommit=True) as connection:
+        connection.execute(f"alter table tasks alter column id restart with {2**31}")
+    id = enqueue(lesson, db, "divide", [6, 3])
+    assert id == 2**31
+    with working(lesson.worker.Worker(db, "w")):
+        assert wait_for_status(db, id, "succeeded").output == 2
+
+
 def deep(levels):
     value = []
     for _ in range(levels):
@@ -280,6 +289,26 @@ def test_the_table_refuses_a_row_that_contradicts_itself(lesson, db, change):
     id = enqueue(lesson, db, "divide", [6, 3])
     with db.connect() as connection, pytest.raises(psycopg.errors.CheckViolation):
         connection.execute(f"update tasks set {change} where id = %s", (id,))  # noqa: S608
+
+
+def test_a_claim_is_committed_before_the_function_is_called(lesson, db):
+    """Others see the task as running, and no lock is held on its row while the function runs."""
+    seen = []
+
+    @lesson.tasks.task
+    def look(_):
+        with db.connect(autocommit=True) as connection:
+            try:
+                query = "select status from tasks for update nowait"
+                seen.append(connection.execute(query).fetchall())
+            except psycopg.errors.LockNotAvailable as error:
+                seen.append(error)
+
+    id = enqueue(lesson, db, "look", None)
+    with working(lesson.worker.Worker(db, "w")):
+        wait_until(lambda: seen, "it has looked, or could not")
+        assert seen[0] == [("running",)]
+        wait_for_status(db, id, "succeeded")
 
 
 # Worker processes

@@ -296,6 +296,20 @@ def test_a_buried_worker_claims_nothing_until_it_registers_anew(lesson, db):
     assert claim(lesson, db, register(lesson, db)) == [(id, 1)]
 
 
+def test_the_heartbeat_waits_for_nothing_that_the_upkeep_waits_for(lesson, db):
+    def lease():
+        return execute(db, "select alive_until from workers where alive_until > clock_timestamp()")
+
+    with working(lesson.worker.Worker(db, "w", lease=timedelta(seconds=0.5))):
+        upkeep_rounds(lesson, db, 1)
+        with db.connect() as holder:
+            holder.execute("lock table tasks")
+            wait_until(lambda: waits_for_a_lock(db), "the upkeep waits")
+            for _ in range(3):
+                before = lease()
+                wait_until(lambda before=before: lease() > before, "it is renewed", 5)
+
+
 def test_a_worker_that_was_buried_registers_anew_and_goes_on(lesson, db):
     with working(lesson.worker.Worker(db, "w", lease=timedelta(seconds=2))):
         wait_until(lambda: execute(db, "select id from workers"), "it has registered")
@@ -311,6 +325,7 @@ def test_a_clock_that_is_wrong_harms_nobody(lesson, db, monkeypatch):
     id = enqueue(lesson, db)
     neighbour = register(lesson, db, "neighbour")
     assert claim(lesson, db, neighbour) == [(id, 1)]
+    later = enqueue(lesson, db, delay=MINUTE, start_timeout=MINUTE)
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + 3600)
     rounds = []
@@ -326,6 +341,7 @@ def test_a_clock_that_is_wrong_harms_nobody(lesson, db, monkeypatch):
             "ahead",
         ]
     assert (task_row(db, id).status, task_row(db, id).attempt) == ("running", 1)
+    assert status_of(db, later) == "waiting"
 
 
 def upkeep_rounds(lesson, db, rounds):
@@ -413,12 +429,43 @@ end $$
 
 def test_what_was_lost_when_looked_at_may_be_well_when_it_is_locked(lesson, db):
     """One looks, and is slow. Another takes the task back meanwhile, and a third one claims it."""
+    lost, dead, alive = lost_and_well(lesson, db)
+
+    def meanwhile():
+        assert take_back(lesson, db) == [lost]
+        assert claim(lesson, db, alive) == [(lost, 2)]
+
+    assert slow_take_back(lesson, db, meanwhile) == []
+    assert (task_row(db, lost).status, task_row(db, lost).attempt) == ("running", 2)
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_what_was_lost_when_looked_at_may_have_ended_when_it_is_locked(lesson, db, write):
+    """One looks, and is slow. The worker that was taken for dead is not, and ends the attempt."""
+    lost, *_ = lost_and_well(lesson, db)
+
+    def meanwhile():
+        with queries(lesson, db) as queue:
+            assert WRITES[write](queue, id=lost, attempt=1) == 1
+
+    assert slow_take_back(lesson, db, meanwhile) == []
+    ended = {"success": "succeeded", "failure": "failed", "retry": "waiting"}[write]
+    assert task_row(db, lost).status == ended
+
+
+def lost_and_well(lesson, db):
+    """Two running tasks. The ids of the one whose worker is dead, of that worker and of another."""
     with_timeout = enqueue(lesson, db, timeout=timedelta(hours=1))
     lost = enqueue(lesson, db)
     dead, alive = register(lesson, db, "dead"), register(lesson, db, "alive")
     assert claim(lesson, db, alive) == [(with_timeout, 1)]
     assert claim(lesson, db, dead) == [(lost, 1)]
     execute(db, "delete from workers where id = %s", dead)
+    return lost, dead, alive
+
+
+def slow_take_back(lesson, db, meanwhile):
+    """The ids that are taken back by one who has looked before `meanwhile`, and locks after it."""
     execute(db, SLOW_CLOCK)  # in the tests' own schema
 
     def slow_taker():
@@ -430,16 +477,14 @@ def test_what_was_lost_when_looked_at_may_be_well_when_it_is_locked(lesson, db):
             connection.commit()
             return [task.id for task in tasks]
 
-    with db.connect(autocommit=True) as holder, ThreadPoolExecutor(1) as thread:
+    with ThreadPoolExecutor(1) as thread, db.connect(autocommit=True) as holder:
         holder.execute("select pg_advisory_lock(hashtextextended('slow clock', 0))")
         slow = thread.submit(slow_taker)
         wait_until(lambda: slow.done() or waits_for_a_lock(db), "the slow one has looked")
         assert not slow.done()
-        assert take_back(lesson, db) == [lost]
-        assert claim(lesson, db, alive) == [(lost, 2)]
+        meanwhile()
         holder.execute("select pg_advisory_unlock_all()")
-        assert slow.result(timeout=20) == []
-    assert (task_row(db, lost).status, task_row(db, lost).attempt) == ("running", 2)
+        return slow.result(timeout=20)
 
 
 def test_taking_back_waits_for_nobody(lesson, db):
@@ -616,7 +661,7 @@ def test_a_timed_out_task_is_tried_again(lesson, db):
 
 def test_a_timeout_counts_from_the_start_of_the_attempt(lesson, db):
     id = enqueue(lesson, db, timeout=timedelta(seconds=30))
-    execute(db, "update tasks set created_at = created_at - interval '1 hour'")
+    execute(db, "update tasks set created_at = created_at - interval '1 hour', run_at = created_at")
     claim(lesson, db, register(lesson, db))
     assert take_back(lesson, db) == []
     execute(db, "update tasks set started_at = started_at - interval '31 s'")
@@ -653,6 +698,17 @@ def test_the_start_timeout_counts_from_the_end_of_the_delay(lesson, db):
     id = enqueue(lesson, db, delay=2 * MINUTE, start_timeout=MINUTE)
     task = task_row(db, id)
     assert timedelta(seconds=59) < task.start_by - task.run_at < timedelta(seconds=61)
+
+
+def test_a_delay_counts_from_the_enqueue_and_not_from_the_transactions_beginning(lesson, db):
+    with db.engine.begin() as connection:
+        (now,) = connection.exec_driver_sql("select clock_timestamp()").one()
+        id = lesson.tasks.enqueue(
+            connection, "nothing", None, delay=MINUTE, start_timeout=MINUTE
+        )
+    task = task_row(db, id)
+    assert task.run_at > now + MINUTE
+    assert task.start_by > now + 2 * MINUTE
 
 
 # Retries
@@ -913,11 +969,12 @@ def test_a_delayed_task_waits_for_its_time(lesson, db):
 
 def test_waking_and_expiring_wait_for_nobody(lesson, db):
     ids = [enqueue(lesson, db, delay=timedelta(0), start_timeout=MINUTE) for _ in range(4)]
+    execute(db, "update tasks set start_by = '-infinity'")
     with db.connect() as holder, queries(lesson, db) as queue:
         holder.execute("select from tasks where id = any (%s) for update", (ids[:2],))
         assert queue.wake_tasks() == 2
-        execute(db, "update tasks set start_by = '-infinity' where id = any (%s)", ids[2:])
         assert queue.expire_tasks() == 2
+    assert [status_of(db, id) for id in ids] == ["waiting"] * 2 + ["failed"] * 2
 
 
 # Idempotency keys

@@ -510,6 +510,16 @@ def test_recording_the_same_step_twice_in_one_attempt_is_recording_it_once(lesso
     assert len(log_rows(db, id)) == 1
 
 
+def test_the_log_is_read_in_the_order_of_its_positions(lesson, db):
+    """And not in the order in which its rows lie in the table."""
+    id = new_task(lesson, db)
+    with attempt(lesson, db, id) as (_, queue):
+        for position in (3, 1, 2):
+            assert record(queue, id, attempt=1, position=position) == 1
+        execute(db, "analyze event_log")
+        assert [entry.position for entry in queue.load_log(task_id=id)] == [1, 2, 3]
+
+
 def test_what_an_earlier_attempt_has_recorded_is_not_overwritten(lesson, db):
     id = new_task(lesson, db)
     with attempt(lesson, db, id) as (_, queue):

@@ -11,7 +11,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -368,12 +369,30 @@ def test_of_an_end_and_a_suspension_at_the_same_moment_the_second_sees_the_first
     assert task_row(db, id).completions == 1
 
 
-def waits_for_a_lock(db):
+def test_two_children_that_end_at_the_same_moment_are_counted_one_after_the_other(lesson, db):
+    id, _ = suspended(lesson, db, 2)
+    one, two = claim(lesson, db), claim(lesson, db)
+    with ThreadPoolExecutor(1) as thread, db.engine.connect() as connection:
+        assert lesson.queries.Querier(connection).succeed_task(id=one.id, attempt=1, output="1")
+        second = thread.submit(finish, lesson, db, two)
+        wait_until(lambda: second.done() or waits_for_a_lock(db), "the second end is there")
+        connection.commit()
+        assert second.result(timeout=20) == 1
+    assert (task_row(db, id).completions, task_row(db, id).status) == (2, "queued")
+    assert [completion for *_, completion in log_of(db, id)] == [1, 2]
+
+
+def waiting_for_a_lock(db):
+    """How many connections of this process wait."""
     return execute(
         db,
-        "select exists (select from pg_stat_activity where wait_event_type = 'Lock'"
-        " and application_name = current_setting('application_name'))",
+        "select count(*) from pg_stat_activity where wait_event_type = 'Lock'"
+        " and application_name = current_setting('application_name')",
     )[0][0]
+
+
+def waits_for_a_lock(db):
+    return waiting_for_a_lock(db) > 0
 
 
 def test_no_wake_up_is_lost_in_two_thousand_races(lesson, db):
@@ -487,6 +506,17 @@ def test_as_completed_is_woken_by_the_first(lesson, db):
             next(ctx.as_completed(*children))
     finish(lesson, db, claim(lesson, db))
     assert task_row(db, id).status == "queued"
+
+
+def test_as_completed_gives_the_children_in_the_order_of_their_ends(lesson, db):
+    """Also in a run in which all have ended when it asks."""
+    double = define(lesson)[0]
+    id, _ = suspended(lesson, db, 3)
+    for task in reversed([claim(lesson, db) for _ in range(3)]):
+        finish(lesson, db, task)
+    with context(lesson, db, claim(lesson, db, id)) as ctx:
+        children = [ctx.spawn(double, n) for n in range(3)]
+        assert [child.position for child in ctx.as_completed(*children)] == [3, 2, 1]
 
 
 def test_the_end_of_a_child_that_nobody_waits_for_wakes_nobody(lesson, db):
@@ -763,22 +793,24 @@ def test_of_two_runs_of_one_task_only_one_can_write(lesson, db):
     double, *_ = define(lesson)
     id = enqueue(lesson, db, "run_double", 1, max_attempts=9)
     old = claim(lesson, db, id)
-    lost = lesson.durable.LostTask
-    run = [context(lesson, db, old) for _ in range(3)]
-    with run[0] as zombie, run[1] as zombie_2, run[2] as zombie_3:
-        child_of_old = zombie_3.spawn(double, 0)
+    with ExitStack() as stack:
+        # A run that has been refused refuses by itself from then on: one for each write.
+        zombies = [stack.enter_context(context(lesson, db, old)) for _ in range(6)]
+        for waits in zombies[2::3]:
+            child_of_old = waits.spawn(double, 0)
         drop_workers(db)
         assert take_back(lesson, db) == {id: "queued"}
         for running in (False, True):
             if running:
                 new = claim(lesson, db, id)
             before = task_row(db, id), log_of(db, id), statuses(db)
+            does, spawns, waits = zombies[:3] if running else zombies[3:]
             for write in (
-                lambda: zombie.step(str),
-                lambda: zombie_2.spawn(double, 1),
-                lambda: zombie_3.result(child_of_old),
+                lambda does=does: does.step(str),
+                lambda spawns=spawns: spawns.spawn(double, 1),
+                lambda waits=waits: waits.result(child_of_old),
             ):
-                with pytest.raises(lost):
+                with pytest.raises(lesson.durable.LostTask):
                     write()
             assert finish(lesson, db, old) == 0
             assert (task_row(db, id), log_of(db, id), statuses(db)) == before
@@ -825,7 +857,101 @@ def nap(id: int) -> str:
             assert log_of(db, id)[0][3] == str(b.pid)
 
 
+@pytest.mark.parametrize("write", ["spawns", "settles"])
+def test_a_write_waits_for_who_is_just_taking_the_task_away(lesson, db, write):
+    """`exists (...)` would look at a snapshot in which the task is still ours, and write."""
+    _, refuse, *_ = define(lesson)
+    id = enqueue(lesson, db, "run_double", priority=1)
+    task = claim(lesson, db, id)
+    with context(lesson, db, task) as ctx:
+        ctx.spawn(refuse, 1)
+    with queries(lesson, db) as queue:
+        failed = claim(lesson, db)
+        assert queue.fail_task(id=failed.id, attempt=1, error="E: no") == 1
+    before = log_of(db, id), statuses(db).total()
+    with ThreadPoolExecutor(1) as thread, db.engine.connect() as connection:
+        drop_workers(db)
+        (lost,) = lesson.queries.Querier(connection).take_back_tasks()  # not committed yet
+        assert lost.id == id
+
+        def late_write():
+            with queries(lesson, db) as queue:
+                if write == "spawns":
+                    return spawn(queue, task, position=2)
+                return queue.settle_children(task_id=id, attempt=1, positions=[1])
+
+        late = thread.submit(late_write)
+        wait_until(lambda: late.done() or waits_for_a_lock(db), "the write is there")
+        connection.commit()
+        assert not late.result(timeout=20)
+    assert claim(lesson, db, id).attempt == 2
+    assert not late_write(), "nor does it mistake the next attempt for its own"
+    assert (log_of(db, id), statuses(db).total()) == before
+
+
+SLOW_CLOCK = """
+create function clock_timestamp() returns timestamptz language plpgsql as $$
+begin
+    perform pg_advisory_xact_lock_shared(hashtextextended('slow clock', 0));
+    return pg_catalog.clock_timestamp();
+end $$
+"""
+
+
+@pytest.mark.parametrize("meanwhile", ["retried by hand", "succeeded", "failed"])
+def test_a_child_that_was_lost_when_looked_at_may_be_well_when_it_is_locked(lesson, db, meanwhile):
+    """One looks, and is slow."""
+    _, (with_timeout, lost) = suspended(lesson, db, 2)
+    execute(db, "update tasks set max_attempts = 1, timeout = '1 h' where parent_id is not null")
+    with queries(lesson, db) as queue:
+        alive, dead = (queue.register_worker(name="w", lease=MINUTE) for _ in range(2))
+        for worker, child in ((alive, with_timeout), (dead, lost)):
+            (task,) = queue.claim_tasks(worker_id=worker, queue="default", at_most=1)
+            assert task.id == child
+    execute(db, "delete from workers where id = %s", dead)
+    execute(db, SLOW_CLOCK)  # in the tests' own schema
+
+    def slow_taker():
+        with db.engine.connect() as connection:
+            connection.exec_driver_sql(
+                "select set_config('search_path', current_schema() || ', pg_catalog', false)"
+            )
+            tasks = list(lesson.queries.Querier(connection).fail_lost_child())
+            connection.commit()
+            return [task.id for task in tasks]
+
+    with ThreadPoolExecutor(1) as thread, db.connect(autocommit=True) as holder:
+        holder.execute("select pg_advisory_lock(hashtextextended('slow clock', 0))")
+        slow = thread.submit(slow_taker)
+        wait_until(lambda: slow.done() or waits_for_a_lock(db), "the slow one has looked")
+        assert not slow.done()
+        if meanwhile == "succeeded":
+            assert finish(lesson, db, task) == 1
+        elif meanwhile == "failed":
+            with queries(lesson, db) as queue:
+                assert queue.fail_task(id=lost, attempt=1, error="E: no") == 1
+        else:
+            assert take_back(lesson, db) == {lost: "failed"}
+            with db.engine.begin() as connection:
+                lesson.durable.retry(connection, lost)
+            assert claim(lesson, db, lost).attempt == 2
+        before = task_row(db, lost)
+        holder.execute("select pg_advisory_unlock_all()")
+        assert slow.result(timeout=20) == []
+    assert task_row(db, lost) == before
+
+
 # Spawn
+
+
+def test_ids_grow_beyond_32_bits_also_in_the_log(lesson, db):
+    define(lesson)
+    for table in ("tasks", "workers"):
+        execute(db, f"alter table {table} alter column id restart with {2**31}")  # noqa: S608
+    id = enqueue(lesson, db, "run_run_double", 21)
+    with working(lesson.worker.Worker(db, "w")):
+        assert wait_for_status(db, id, *ENDED).output == 42
+    assert id == 2**31
 
 
 def test_a_child_and_its_entry_are_written_in_one_statement(lesson, db):
@@ -849,11 +975,11 @@ def test_a_child_and_its_entry_are_written_in_one_statement(lesson, db):
     assert statuses(db) == {"running": 1, "queued": 1}
 
 
-def spawn(queue, task):
+def spawn(queue, task, position=1):
     return queue.spawn_child(
         task_id=task.id,
         attempt=task.attempt,
-        position=1,
+        position=position,
         queue="default",
         name="double",
         input="1",
@@ -973,6 +1099,17 @@ def test_a_cancelled_task_takes_its_children_and_theirs_along(lesson, db):
     assert statuses(db) == {"cancelled": 3}
 
 
+def test_cancelling_orphans_waits_for_nobody(lesson, db):
+    id, children = suspended(lesson, db, 3)
+    with db.connect() as holder, queries(lesson, db) as queue:
+        queue.cancel_task(id=id)
+        holder.execute("select from tasks where id = %s for update", (children[0],))
+        assert queue.cancel_orphans() == 2
+        assert queue.cancel_orphans() == 0
+        holder.rollback()
+        assert queue.cancel_orphans() == 1
+
+
 def test_a_worker_cancels_orphans_in_its_upkeep(lesson, db):
     id, _ = suspended(lesson, db, 3)
     execute(db, "insert into queue_limits values ('default', 0)")
@@ -991,6 +1128,24 @@ def test_a_cancelled_task_that_runs_loses_its_writes(lesson, db):
         with pytest.raises(lesson.durable.LostTask):
             ctx.spawn(double, 1)
     assert statuses(db) == {"cancelled": 1}
+
+
+@pytest.mark.parametrize("end", ENDED)
+def test_what_has_ended_cannot_be_cancelled(lesson, db, end):
+    define(lesson)
+    id = enqueue(lesson, db, "double", 1)
+    task = claim(lesson, db, id)
+    with queries(lesson, db) as queue:
+        if end == "succeeded":
+            finish(lesson, db, task)
+        elif end == "failed":
+            queue.fail_task(id=id, attempt=1, error="E: no")
+        else:
+            queue.cancel_task(id=id)
+        before = task_row(db, id)
+        assert before.status == end
+        assert queue.cancel_task(id=id) == 0
+    assert task_row(db, id) == before
 
 
 def test_a_child_that_ends_after_its_parent_harms_nothing(lesson, db):
@@ -1089,6 +1244,38 @@ def test_a_retry_leaves_a_failure_alone_that_the_function_has_gone_on_from(lesso
             lesson.durable.retry(connection, id)
         assert wait_for_status(db, id, "succeeded").output == "sorry"
     assert statuses(db) == {"succeeded": 1, "failed": 1}
+
+
+def test_a_retry_does_no_step_again_from_whose_failure_the_function_has_gone_on(lesson, db):
+    """The step is the last in the log, and the function waits for a child because it has failed."""
+    stock: list[int] = []
+    tries: list[str] = []
+
+    @lesson.tasks.task
+    def take(item):
+        if not stock:
+            raise lesson.tasks.NonRetryableError("out of stock")
+        return item
+
+    def fails(key):
+        tries.append(key)
+        raise ValueError("no")
+
+    @lesson.durable.durable
+    def order(ctx, item):
+        child = ctx.spawn(take, item)
+        with pytest.raises(lesson.durable.StepError):
+            ctx.step(fails)
+        return ctx.result(child)
+
+    id = enqueue(lesson, db, "order", "book")
+    with working(lesson.worker.Worker(db, "w", slots=1)):
+        assert wait_for_status(db, id, *ENDED).status == "failed"
+        stock.append(1)
+        with db.engine.begin() as connection:
+            lesson.durable.retry(connection, id)
+        assert wait_for_status(db, id, "succeeded").output == "book"
+    assert len(tries) == 1
 
 
 def test_a_retry_takes_a_child_along_that_failed_while_a_step_was_done(lesson, db):
@@ -1192,6 +1379,31 @@ def test_retry_and_replay_refuse_what_has_not_ended(lesson, db):
             with pytest.raises(lesson.tasks.BadInput), db.engine.begin() as connection:
                 again(connection, which)
     assert (task_row(db, id), task_row(db, child), log_of(db, id)) == before
+
+
+def test_a_replay_locks_the_children_in_the_order_of_a_retry(lesson, db):
+    """Both wait for the first child. Had one of them locked the second, the other would need it."""
+    id, children = suspended(lesson, db, 2)
+    with queries(lesson, db) as queue:
+        for child in children:
+            assert queue.fail_task(id=child, attempt=claim(lesson, db, child).attempt, error="E: no")
+        queue.fail_task(id=id, attempt=claim(lesson, db, id).attempt, error="ChildError: no")
+
+    def again(action):
+        with db.engine.begin() as connection:
+            action(connection, id)
+
+    with ThreadPoolExecutor(2) as threads, db.connect() as holder:
+        holder.execute("select from tasks where id = %s for update", (children[0],))
+        retry = threads.submit(again, lesson.durable.retry)
+        wait_until(lambda: waiting_for_a_lock(db) == 1, "the retry waits")
+        replay = threads.submit(again, lesson.durable.replay)
+        wait_until(lambda: waiting_for_a_lock(db) == 2, "the replay waits")
+        holder.rollback()
+        retry.result(timeout=20)
+        with pytest.raises(lesson.tasks.BadInput, match="has not ended"):
+            replay.result(timeout=20)
+    assert [task_row(db, which).status for which in (id, *children)] == ["queued"] * 3
 
 
 def test_a_replay_empties_the_log_and_begins_with_new_keys_and_children(lesson, db):

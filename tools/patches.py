@@ -48,20 +48,28 @@ def outcome(course: Course, copy: Path, test: str) -> tuple[str, str]:
 
     A test that runs several times with different parameters has failed if it failed once.
     """
+    return run_tests(course, copy, test)[:2]
+
+
+def run_tests(
+    course: Course, copy: Path, *arguments: str, seconds: float = SECONDS
+) -> tuple[str, str, str]:
+    """Run pytest on a copy: how it ends, a line about it, and the test that decided that."""
     with tempfile.TemporaryDirectory() as directory:
         report = Path(directory) / "report.xml"
         options = ["-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
         configuration = course.root / "pyproject.toml"
         if configuration.exists():  # a test in a copy would else be run without our settings
             options += ["-c", str(configuration), f"--rootdir={course.root}"]
-        command = [sys.executable, "-m", "pytest", *options, test]
-        status, text = run(command, course.root, environment(LESSON=str(copy)), SECONDS)
+        command = [sys.executable, "-m", "pytest", *options, *arguments]
+        status, text = run(command, course.root, environment(LESSON=str(copy)), seconds)
         if status == 124 or not report.exists():
-            return "error", last_line(text)
+            return "error", last_line(text), ""
         cases = list(ElementTree.parse(report).getroot().iter("testcase"))
     for kind, name in (("error", "error"), ("failure", "failed"), ("skipped", "skipped")):
         for case in cases:
             if (child := case.find(kind)) is not None:
                 reasons = re.findall(r"^E +(.*)", child.text or "", re.M)  # of a collection
-                return name, reasons[-1] if reasons else child.get("message", "")
-    return ("passed", "") if cases else ("error", last_line(text))
+                why = reasons[-1] if reasons else child.get("message", "")
+                return name, why, case.get("name", "")
+    return ("passed", "", "") if cases else ("error", last_line(text), "")
