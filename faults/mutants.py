@@ -14,6 +14,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from shared.postgres import server
@@ -106,23 +107,25 @@ def judge(course: Course, mutant: Mutant, whole_suite: bool = False) -> Verdict:
     A patch that does not fit, a test that cannot be run and one that does not fail are survivors.
     """
     started = time.monotonic()
-    by, why = mutant.test, ""
     if mutant.of_lesson and not whole_suite:
-        why = "; ".join(one_break(course, mutant.lesson, mutant.patch))
+        by, why = mutant.test, "; ".join(one_break(course, mutant.lesson, mutant.patch))
         killed = not why
     else:
-        tests = sorted(str(path) for path in (course.root / "tests").glob("test_[0-9][0-9]_*.py"))
-        arguments = tests if whole_suite else [mutant.test]
-        with copy_of(mutant.lesson) as copy:
-            if wrong := apply(course, copy, mutant.patch):
-                ended, why = "error", "; ".join(wrong)
-            else:
-                ended, why, by = run_tests(
-                    course, copy, "-x", *arguments, seconds=WHOLE_SUITE_SECONDS
-                )
+        ended, why, by = hunt(course, mutant, whole_suite)
         killed = ended == "failed"
-        by, why = (by if whole_suite else mutant.test), f"{ended}: {why}"
-    return Verdict(mutant, killed, by, why, time.monotonic() - started)
+        why = f"{ended}: {why}"
+    return Verdict(mutant, killed, by or mutant.test, why, time.monotonic() - started)
+
+
+def hunt(course: Course, mutant: Mutant, whole_suite: bool) -> tuple[str, str, str]:
+    """How the tests end on a copy with the bug, a line about it, and the test that decided."""
+    tests = [mutant.test]
+    if whole_suite:
+        tests = sorted(str(path) for path in (course.root / "tests").glob("test_[0-9][0-9]_*.py"))
+    with copy_of(mutant.lesson) as copy:
+        if wrong := apply(course, copy, mutant.patch):
+            return "error", "; ".join(wrong), ""
+        return run_tests(course, copy, "-x", *tests, seconds=WHOLE_SUITE_SECONDS)
 
 
 def run(course: Course, names: list[str] | None = None, whole_suite: bool = False) -> Result:
@@ -134,7 +137,7 @@ def run(course: Course, names: list[str] | None = None, whole_suite: bool = Fals
     ]
     verdicts: list[Verdict] = []
     with server(), ThreadPoolExecutor(AT_ONCE) as threads:  # one server for all of them
-        for verdict in threads.map(lambda mutant: judge(course, mutant, whole_suite), mutants):
+        for verdict in threads.map(partial(judge, course, whole_suite=whole_suite), mutants):
             verdicts.append(verdict)
             print(line(verdict), flush=True)
     return Result(verdicts)
@@ -142,7 +145,8 @@ def run(course: Course, names: list[str] | None = None, whole_suite: bool = Fals
 
 def line(verdict: Verdict) -> str:
     state = "killed" if verdict.killed else "SURVIVED"
-    text = f"{state:8} {verdict.seconds:5.1f} s  {verdict.mutant.name:28} {verdict.by}"
+    by = verdict.by.rpartition("::")[2]
+    text = f"{state:8} {verdict.seconds:5.1f} s  {verdict.mutant.name:26} {by}"
     return text if verdict.killed else f"{text}\n         {verdict.why}"
 
 

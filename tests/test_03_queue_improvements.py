@@ -300,7 +300,7 @@ def test_the_heartbeat_waits_for_nothing_that_the_upkeep_waits_for(lesson, db):
     def lease():
         return execute(db, "select alive_until from workers where alive_until > clock_timestamp()")
 
-    with working(lesson.worker.Worker(db, "w", lease=timedelta(seconds=0.5))):
+    with working(lesson.worker.Worker(db, "w", lease=timedelta(seconds=1))):
         upkeep_rounds(lesson, db, 1)
         with db.connect() as holder:
             holder.execute("lock table tasks")
@@ -429,7 +429,7 @@ end $$
 
 def test_what_was_lost_when_looked_at_may_be_well_when_it_is_locked(lesson, db):
     """One looks, and is slow. Another takes the task back meanwhile, and a third one claims it."""
-    lost, dead, alive = lost_and_well(lesson, db)
+    lost, alive = lost_and_well(lesson, db)
 
     def meanwhile():
         assert take_back(lesson, db) == [lost]
@@ -442,7 +442,7 @@ def test_what_was_lost_when_looked_at_may_be_well_when_it_is_locked(lesson, db):
 @pytest.mark.parametrize("write", WRITES)
 def test_what_was_lost_when_looked_at_may_have_ended_when_it_is_locked(lesson, db, write):
     """One looks, and is slow. The worker that was taken for dead is not, and ends the attempt."""
-    lost, *_ = lost_and_well(lesson, db)
+    lost, _ = lost_and_well(lesson, db)
 
     def meanwhile():
         with queries(lesson, db) as queue:
@@ -454,14 +454,14 @@ def test_what_was_lost_when_looked_at_may_have_ended_when_it_is_locked(lesson, d
 
 
 def lost_and_well(lesson, db):
-    """Two running tasks. The ids of the one whose worker is dead, of that worker and of another."""
+    """Two running tasks. The id of the one whose worker is dead, and that of the other's worker."""
     with_timeout = enqueue(lesson, db, timeout=timedelta(hours=1))
     lost = enqueue(lesson, db)
     dead, alive = register(lesson, db, "dead"), register(lesson, db, "alive")
     assert claim(lesson, db, alive) == [(with_timeout, 1)]
     assert claim(lesson, db, dead) == [(lost, 1)]
     execute(db, "delete from workers where id = %s", dead)
-    return lost, dead, alive
+    return lost, alive
 
 
 def slow_take_back(lesson, db, meanwhile):
@@ -703,9 +703,7 @@ def test_the_start_timeout_counts_from_the_end_of_the_delay(lesson, db):
 def test_a_delay_counts_from_the_enqueue_and_not_from_the_transactions_beginning(lesson, db):
     with db.engine.begin() as connection:
         (now,) = connection.exec_driver_sql("select clock_timestamp()").one()
-        id = lesson.tasks.enqueue(
-            connection, "nothing", None, delay=MINUTE, start_timeout=MINUTE
-        )
+        id = lesson.tasks.enqueue(connection, "nothing", None, delay=MINUTE, start_timeout=MINUTE)
     task = task_row(db, id)
     assert task.run_at > now + MINUTE
     assert task.start_by > now + 2 * MINUTE

@@ -947,7 +947,7 @@ def test_a_child_that_was_lost_when_looked_at_may_be_well_when_it_is_locked(less
 def test_ids_grow_beyond_32_bits_also_in_the_log(lesson, db):
     define(lesson)
     for table in ("tasks", "workers"):
-        execute(db, f"alter table {table} alter column id restart with {2**31}")  # noqa: S608
+        execute(db, f"alter table {table} alter column id restart with {2**31}")
     id = enqueue(lesson, db, "run_run_double", 21)
     with working(lesson.worker.Worker(db, "w")):
         assert wait_for_status(db, id, *ENDED).output == 42
@@ -1386,7 +1386,9 @@ def test_a_replay_locks_the_children_in_the_order_of_a_retry(lesson, db):
     id, children = suspended(lesson, db, 2)
     with queries(lesson, db) as queue:
         for child in children:
-            assert queue.fail_task(id=child, attempt=claim(lesson, db, child).attempt, error="E: no")
+            assert queue.fail_task(
+                id=child, attempt=claim(lesson, db, child).attempt, error="E: no"
+            )
         queue.fail_task(id=id, attempt=claim(lesson, db, id).attempt, error="ChildError: no")
 
     def again(action):
