@@ -1151,13 +1151,15 @@ def test_a_stop_under_load_loses_nothing(lesson, db):
 
 def test_a_worker_that_drains_stays_alive(lesson, db):
     """Its task takes longer than the lease, and another worker watches."""
-    id = enqueue(lesson, db, "sleep", 4)
-    with worker_processes(lesson.path, "a", options=("--lease", "2")) as (worker,):
+    with (
+        worker_processes(lesson.path, "b", options=("--queue", "other")),
+        worker_processes(lesson.path, "a", options=("--lease", "2")) as (worker,),
+    ):
+        id = enqueue(lesson, db, "sleep", 5)
         wait_for_status(db, id, "running")
-        with worker_processes(lesson.path, "b", options=("--queue", "other")):
-            worker.signal(signal.SIGTERM)
-            wait_until(lambda: worker.exit_status is not None, "it has ended")
-            assert worker.exit_status == 0
+        worker.signal(signal.SIGTERM)
+        wait_until(lambda: worker.exit_status is not None, "it has ended")
+        assert worker.exit_status == 0
     assert (task_row(db, id).status, task_row(db, id).attempt) == ("succeeded", 1)
 
 
