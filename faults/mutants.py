@@ -146,7 +146,7 @@ def run(course: Course, names: list[str] | None = None, whole_suite: bool = Fals
 def line(verdict: Verdict) -> str:
     state = "killed" if verdict.killed else "SURVIVED"
     by = verdict.by.rpartition("::")[2]
-    text = f"{state:8} {verdict.seconds:5.1f} s  {verdict.mutant.name:26} {by}"
+    text = f"{state:8} {verdict.seconds:5.1f} s  {verdict.mutant.name:28} {by}"
     return text if verdict.killed else f"{text}\n         {verdict.why}"
 
 
