@@ -38,7 +38,7 @@ def greedy_worker(db: Database) -> None:
     enqueue_work(db, [0.1] * 20)
     with db.autocommit.connect() as connection:
         queue = Querier(connection)
-        tasks = list(queue.claim_tasks(queue="default", at_most=100))
+        tasks = list(queue.claim_tasks(queue="default", at_most=100, limited=False))
         say(f"worker greedy has one slot and claims {len(tasks)} tasks, all there are")
         with worker_processes(HERE, "idle"):
             started = time.monotonic()
@@ -67,7 +67,7 @@ def count_then_claim(db: Database) -> None:
         for worker in workers:
             say(f"a worker counts {worker.count_running(queue='default')} running tasks")
         for worker in workers:
-            tasks = list(worker.claim_tasks(queue="default", at_most=3))
+            tasks = list(worker.claim_tasks(queue="default", at_most=3, limited=False))
             say(f"a worker claims {len(tasks)} tasks")
     check(count(db, "running") == 6, "as feared: 6 tasks are running, and the limit is 3")
 

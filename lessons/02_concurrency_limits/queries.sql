@@ -28,11 +28,16 @@ where queue = @queue and status = 'running';
 -- The lock lasts until this statement commits; from then on, status = 'running' keeps others away.
 -- `array(...)` is worked out once, before the update. `id in (select ...)` might be run again for each
 -- row that it is compared with, and every time it would lock others.
+-- limited: the caller has locked the queue's limit, and counted. Without that, a claim gets nothing
+-- from a queue that has a limit.
 update tasks
 set status = 'running'
 where id = any (array(
     select id from tasks
     where tasks.queue = @queue and status = 'queued'
+    and cast(@limited as boolean) = exists (
+        select from queue_limits where queue_limits.queue = @queue
+    )
     order by id
     limit sqlc.arg(at_most)
     for update skip locked

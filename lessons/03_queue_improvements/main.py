@@ -59,7 +59,9 @@ def zombie_without_a_fence(db: Database) -> None:
         queue = Querier(connection)
         for name in ("slow", "quick"):
             worker_id = queue.register_worker(name=name, lease=timedelta(0)) or 0
-            for task in queue.claim_tasks(worker_id=worker_id, queue="default", at_most=1):
+            for task in queue.claim_tasks(
+                worker_id=worker_id, queue="default", at_most=1, limited=False
+            ):
                 say(f"worker {name} claims the task: attempt {task.attempt}")
             if name == "slow":
                 say("worker slow stands still for longer than its lease, and is taken for dead")
@@ -103,7 +105,9 @@ def poison(db: Database) -> None:
         queue = Querier(connection)
         worker_id = queue.register_worker(name="naive", lease=timedelta(minutes=1)) or 0
         for _ in range(100):
-            for task in queue.claim_tasks(worker_id=worker_id, queue="default", at_most=1):
+            for task in queue.claim_tasks(
+                worker_id=worker_id, queue="default", at_most=1, limited=False
+            ):
                 connection.execute(sa.text(PUT_BACK), {"id": task.id})
     say(f"100 claims: {get(db, bad).attempt} of the poison task, and the one behind it is queued")
     check(get(db, behind).attempt == 0, "as feared: it is tried for ever, and others wait")

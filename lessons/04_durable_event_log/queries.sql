@@ -45,6 +45,8 @@ where queue = @queue and status = 'running';
 -- The lock lasts until this statement commits; from then on, status = 'running' keeps others away.
 -- `array(...)` is worked out once, before the update. `id in (select ...)` might be run again for each
 -- row that it is compared with, and every time it would lock others.
+-- limited: the caller has locked the queue's limit, and counted. Without that, a claim gets nothing
+-- from a queue that has a limit.
 -- A worker that was taken for dead gets nothing until it has registered anew: others would take it
 -- back at once.
 -- The input as text: one that Python cannot parse (5,000 digits) must fail its own task, not the claim.
@@ -54,6 +56,9 @@ set status = 'running', attempt = attempt + 1, worker_id = cast(@worker_id as bi
 where id = any (array(
     select id from tasks
     where tasks.queue = @queue and status = 'queued'
+    and cast(@limited as boolean) = exists (
+        select from queue_limits where queue_limits.queue = @queue
+    )
     and exists (select from workers where workers.id = cast(@worker_id as bigint))
     order by priority desc, id
     limit sqlc.arg(at_most)

@@ -43,7 +43,9 @@ def trusting_the_position(db: Database) -> None:
     with db.autocommit.connect() as connection:
         queue = Querier(connection)
         worker_id = queue.register_worker(name="trusting", lease=timedelta(seconds=10)) or 0
-        (claimed,) = queue.claim_tasks(worker_id=worker_id, queue="default", at_most=1)
+        (claimed,) = queue.claim_tasks(
+            worker_id=worker_id, queue="default", at_most=1, limited=False
+        )
         context = TrustingContext(queue, claimed, lambda statement: statement())
         output = app.swapped(context, json.loads(claimed.input))
     say(f"the swapped function returns: {output}")

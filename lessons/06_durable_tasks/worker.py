@@ -114,7 +114,7 @@ class Worker:
 
     def _dispatch(self) -> None:
         """Claim tasks for free slots and hand them over, until `stop` is called."""
-        with self._connect(self._db.engine) as connection:
+        with self._connect(self._db.autocommit) as connection:
             while not self._stops:
                 self._slot_freed.clear()
                 try:
@@ -140,14 +140,29 @@ class Worker:
         """Claim tasks for the free slots, and no more than the queue's limit allows."""
         if free_slots == 0:
             return []
-        with connection.begin():
+        queue = Querier(connection)
+        tasks = list(
+            queue.claim_tasks(
+                worker_id=self._id, queue=self.queue, at_most=free_slots, limited=False
+            )
+        )
+        if not tasks:  # there is none, or the queue has a limit
+            tasks = self._claim_within_limit(free_slots)
+        return sorted(tasks, key=lambda task: (-task.priority, task.id))
+
+    def _claim_within_limit(self, free_slots: int) -> list[ClaimTasksRow]:
+        with self._db.engine.begin() as connection:
             queue = Querier(connection)
             limit = queue.lock_limit(queue=self.queue)
-            if limit is not None:
-                running = queue.count_running(queue=self.queue) or 0
-                free_slots = max(0, min(free_slots, limit - running))
-            tasks = queue.claim_tasks(worker_id=self._id, queue=self.queue, at_most=free_slots)
-            return sorted(tasks, key=lambda task: (-task.priority, task.id))
+            if limit is None:
+                return []
+            running = queue.count_running(queue=self.queue) or 0
+            at_most = max(0, min(free_slots, limit - running))
+            return list(
+                queue.claim_tasks(
+                    worker_id=self._id, queue=self.queue, at_most=at_most, limited=True
+                )
+            )
 
     def _run_slot(self) -> None:
         """A thread with a connection of its own, which runs what the dispatcher hands over."""

@@ -16,8 +16,11 @@ set status = 'running'
 where id = any (array(
     select id from tasks
     where tasks.queue = :p1 and status = 'queued'
+    and cast(:p2 as boolean) = exists (
+        select from queue_limits where queue_limits.queue = :p1
+    )
     order by id
-    limit :p2
+    limit :p3
     for update skip locked
 ))
 returning id, name, input
@@ -102,8 +105,8 @@ class Querier:
     def __init__(self, conn: sqlalchemy.engine.Connection):
         self._conn = conn
 
-    def claim_tasks(self, *, queue: str, at_most: int) -> Iterator[ClaimTasksRow]:
-        result = self._conn.execute(sqlalchemy.text(CLAIM_TASKS), {"p1": queue, "p2": at_most})
+    def claim_tasks(self, *, queue: str, limited: bool, at_most: int) -> Iterator[ClaimTasksRow]:
+        result = self._conn.execute(sqlalchemy.text(CLAIM_TASKS), {"p1": queue, "p2": limited, "p3": at_most})
         for row in result:
             yield ClaimTasksRow(
                 id=row[0],

@@ -36,9 +36,12 @@ set status = 'running', attempt = attempt + 1, worker_id = cast(:p1 as bigint),
 where id = any (array(
     select id from tasks
     where tasks.queue = :p2 and status = 'queued'
+    and cast(:p3 as boolean) = exists (
+        select from queue_limits where queue_limits.queue = :p2
+    )
     and exists (select from workers where workers.id = cast(:p1 as bigint))
     order by priority desc, id
-    limit :p3
+    limit :p4
     for update skip locked
 ))
 returning id, name, cast(input as text) as input, priority, attempt, max_attempts
@@ -278,8 +281,13 @@ class Querier:
                 name=row[1],
             )
 
-    def claim_tasks(self, *, worker_id: int, queue: str, at_most: int) -> Iterator[ClaimTasksRow]:
-        result = self._conn.execute(sqlalchemy.text(CLAIM_TASKS), {"p1": worker_id, "p2": queue, "p3": at_most})
+    def claim_tasks(self, *, worker_id: int, queue: str, limited: bool, at_most: int) -> Iterator[ClaimTasksRow]:
+        result = self._conn.execute(sqlalchemy.text(CLAIM_TASKS), {
+            "p1": worker_id,
+            "p2": queue,
+            "p3": limited,
+            "p4": at_most,
+        })
         for row in result:
             yield ClaimTasksRow(
                 id=row[0],

@@ -7,7 +7,7 @@ import pytest
 def test_1_pause(lesson, db, limit):
     tasks = lesson.tasks
     worker = lesson.worker.Worker(db, "w")
-    with db.autocommit.connect() as connection, db.engine.connect() as other:
+    with db.autocommit.connect() as connection, db.autocommit.connect() as other:
         for _ in range(6):
             tasks.enqueue(connection, "nothing", None)
         if limit is not None:
@@ -24,7 +24,7 @@ def test_1_pause(lesson, db, limit):
 def test_1_a_limit_set_during_the_pause(lesson, db):
     tasks = lesson.tasks
     worker = lesson.worker.Worker(db, "w")
-    with db.autocommit.connect() as connection, db.engine.connect() as other:
+    with db.autocommit.connect() as connection, db.autocommit.connect() as other:
         for _ in range(6):
             tasks.enqueue(connection, "nothing", None)
         tasks.pause_queue(connection, "default")
