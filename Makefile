@@ -13,7 +13,7 @@ find_lesson = for lesson in "$(LESSON)" "lessons/$(LESSON)" lessons/"$(LESSON)"_
 	[ -n "$(LESSON)" ] && [ -f "$$lesson/main.py" ] || \
 	{ echo "LESSON=$(LESSON) names no lesson. Try: make $@ LESSON=$(patsubst lessons/%,%,$(last))" >&2; exit 2; }
 
-.PHONY: help setup demo test check bench run work diff generate output psql clean
+.PHONY: help setup demo test check crash bench run work diff generate output psql clean
 
 help: ## this list
 	@echo 'make VERB [LESSON=01] [ARGS="..."]'
@@ -34,6 +34,10 @@ test: ## run the tests; with LESSON, only the lessons' tests, on that lesson or 
 check: ## everything that must hold before a commit: linters, types, and the texts against the code
 	@$(setup) check
 	@$(PYTHON) -m tools check $(ARGS)
+
+crash: ## list a lesson's commits; with AT=17, kill a worker at that one (WHEN=before: before it)
+	@$(setup)
+	@$(PYTHON) -m faults.crash "$(or $(LESSON),$(last))" $(if $(AT),--at $(AT)) $(if $(WHEN),--when $(WHEN))
 
 bench: ## what each lesson reaches, and what the bare database does; ARGS="--quick" in a minute
 	@$(setup)

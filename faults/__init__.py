@@ -1,1 +1,1 @@
-"""Faults, injected into real worker processes and a real server."""
+"""How the engine is tried: crashes at every commit, random schedules, planted bugs, bad lines."""

@@ -1,0 +1,415 @@
+"""Kill a worker at its k-th commit, for every k, and see what the others make of it.
+
+python -m faults.crash LESSON            lists the commits of the lesson's canonical workload
+python -m faults.crash LESSON --at 17    kills the worker there, and tells what became of it
+"""
+
+import os
+import re
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count, groupby
+from pathlib import Path
+from typing import Any, Literal, LiteralString
+
+import click
+from psycopg import sql
+from rich.text import Text
+
+from faults import history, workloads
+from faults.nursery import Nursery
+from faults.proxy import Proxy, statement_name
+from shared.database import Database, open_database
+from shared.postgres import server
+from shared.processes import wait_until
+from shared.story import console, say, scene
+from shared.testing import LESSONS, Lesson
+
+When = Literal["before", "after"]
+Fault = Literal["kill", "stop"]
+
+# They are sent again and again, whether there is anything for them to do or not.
+POLLS = {
+    "ClaimTask", "ClaimTasks", "WakeTasks", "ExpireTasks", "BuryWorkers", "TakeBackTasks",
+    "FailLostChild", "TakeBackLostClaims", "CancelOrphans", "Heartbeat",
+}  # fmt: skip
+QUICK = {"POLL_SECONDS": 0.01, "UPKEEP_SECONDS": 0.02, "FIRST_BACKOFF": 0.01}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One crash. ran_twice: effects outside the database. stuck: tasks that nobody will end."""
+
+    at: int
+    when: When
+    statements: tuple[str, ...]
+    ran_twice: int
+    stuck: int
+    violations: list[str]
+
+
+@dataclass
+class Result:
+    """What all crash points of a lesson came to."""
+
+    lesson: str
+    points: list[Point] = field(default_factory=list)
+    seconds: float = 0
+
+    @property
+    def violations(self) -> list[str]:
+        return [
+            f"{p.when} commit {p.at} {p.statements}: {v}" for p in self.points for v in p.violations
+        ]
+
+    @property
+    def ran_twice(self) -> int:
+        return sum(point.ran_twice > 0 for point in self.points)
+
+    @property
+    def stuck(self) -> int:
+        return sum(point.stuck > 0 for point in self.points)
+
+
+class CrashTest:
+    """A lesson on a schema of its own, and a victim whose commits are counted."""
+
+    def __init__(self, lesson: Any, db: Database, url: str, nursery: Nursery, logs: Path) -> None:
+        self.lesson = lesson
+        self.db = db
+        self._url = url
+        self._nursery = nursery
+        self._logs = logs
+        self._proxy = Proxy(url, before_commit=self._before, after_commit=self._after)
+        self._victim = 0
+        self._at: int | None = None
+        self._when: When = "after"
+        self._fault: Fault = "kill"
+        self._claims = 0
+        self._names: list[tuple[str, ...]] = []  # of the commits of an undisturbed run
+        self._seen: list[tuple[str, ...]] = []
+        self.struck_at: tuple[str, ...] = ()
+        self.expected: dict[int, workloads.Expected] = {}
+
+    @contextmanager
+    def ready(self) -> Generator["CrashTest"]:
+        workloads.register(self.lesson)
+        history.install(self.db)
+        with self._proxy.running():
+            self.reset()
+            self.run_victim(None, "after")
+            self._names = self._seen
+            yield self
+
+    @property
+    def commits(self) -> list[tuple[str, ...]]:
+        """The names of the statements in each commit of an undisturbed run."""
+        return self._names
+
+    def reset(self) -> None:
+        """Empty tables, and the workload enqueued."""
+        self.lesson.app.outside.forget()
+        with self.db.connect(autocommit=True) as connection:
+            tables = connection.execute(
+                "select relname from pg_class"
+                " where relnamespace = to_regnamespace(%s) and relkind = 'r'",
+                (self.db.schema,),
+            ).fetchall()
+            names = sql.SQL(", ").join(sql.Identifier(name) for (name,) in tables)
+            connection.execute(sql.SQL("truncate {} restart identity").format(names))
+        with self.db.engine.begin() as connection:
+            self.expected = workloads.enqueue(self.lesson, connection)
+
+    def run_victim(self, at: int | None, when: When, fault: Fault = "kill") -> bool:
+        """Let a worker run the workload, until it is struck at that commit; False: it never was.
+
+        kill: kill -9. stop: SIGSTOP, and all that it has sent is on its way until `wake_victim`.
+        """
+        self._at, self._when, self._fault = at, when, fault
+        self._seen, self.struck_at, self._victim = [], (), 0
+        self._victim = self._worker("victim", self._proxy.url, lease="60")
+        wait_until(lambda: bool(self.struck_at) or self.is_quiet(), "the victim is struck, or done")
+        self._at = None
+        if fault == "kill" or not self.struck_at:
+            self.kill_victim()
+        return bool(self.struck_at)
+
+    def kill_victim(self) -> None:
+        self._nursery.kill(self._victim)
+        wait_until(lambda: self._sessions() == 0, "the server has noticed that the victim is gone")
+
+    def wake_victim(self) -> None:
+        """It goes on where it was stopped, with a lease that is over, until its slot is free."""
+        self._claims = 0
+        self._proxy.thaw()
+        os.kill(self._victim, signal.SIGCONT)
+        try:
+            wait_until(lambda: self._claims >= 2, "the worker that was stopped wants another task")
+        finally:
+            self.kill_victim()
+
+    def recover(self) -> int:
+        """Let another worker do what is left. Returns how many tasks nobody will ever end."""
+        stuck = 0
+        if self.lesson.number < 3:
+            stuck = self.statuses().get("running", 0)
+        else:
+            self.execute("update workers set alive_until = clock_timestamp() - interval '1 second'")
+        other = self._worker("other", self.db.conninfo, lease="10")
+        try:
+            wait_until(lambda: self.is_quiet(stuck), "another worker has done the rest")
+        finally:
+            self._nursery.kill(other)
+        return stuck
+
+    def point(self, at: int, when: When, fault: Fault = "kill") -> Point | None:
+        """Strike there, recover, look at everything. None: there are fewer commits than that."""
+        self.reset()
+        if not self.run_victim(at, when, fault):
+            return None
+        violations: list[str] = []
+        stuck = 0
+        try:
+            stuck = self.recover()
+            if fault == "stop":
+                self.wake_victim()
+        except TimeoutError as error:
+            violations.append(f"{error}: {self.statuses()}")
+        finally:
+            self._proxy.thaw()
+        violations += self.violations(stuck)
+        return Point(at, when, self.struck_at, len(self.ran_twice()), stuck, violations)
+
+    def _worker(self, name: str, url: str, *, lease: str) -> int:
+        options: tuple[str, ...] = ()
+        if self.lesson.number >= 2:
+            options += ("--slots", "1")
+        if self.lesson.number >= 3:
+            options += ("--lease", lease)
+        constants = {k: v for k, v in QUICK.items() if hasattr(self.lesson.worker, k)}
+        log = self._logs / f"{name}.log"
+        log.unlink(missing_ok=True)
+        return self._nursery.worker(name, url, log, *options, **constants)
+
+    def said(self, name: str) -> list[str]:
+        """What a worker has printed."""
+        return (self._logs / f"{name}.log").read_text().splitlines()
+
+    def _before(self, names: tuple[str, ...]) -> bool:
+        self._claims += names == ("ClaimTasks",)  # with one slot: only when that is free
+        if self._at is None or self._when != "before" or len(self._seen) != self._at - 1:
+            return self._is_dead()
+        expected = self._names[self._at - 1 : self._at]
+        if names[-1] in POLLS and [names] != expected:
+            return self._is_dead()  # it will find nothing
+        return self._strike(names)
+
+    def _after(self, names: tuple[str, ...]) -> bool:
+        if self._is_dead():
+            return True
+        self._seen.append(names)
+        return self._when == "after" and len(self._seen) == self._at and self._strike(names)
+
+    def _strike(self, names: tuple[str, ...]) -> bool:
+        wait_until(lambda: self._victim != 0, "the victim's process id is known")
+        os.kill(self._victim, signal.SIGKILL if self._fault == "kill" else signal.SIGSTOP)
+        if self._fault == "stop":
+            self._proxy.freeze()
+        self.struck_at = names
+        return self._is_dead()
+
+    def _is_dead(self) -> bool:
+        return bool(self.struck_at) and self._fault == "kill"
+
+    def is_quiet(self, stuck: int = 0) -> bool:
+        left = {k: v for k, v in self.statuses().items() if k not in history.ENDED}
+        return left == ({"running": stuck} if stuck else {})
+
+    def statuses(self) -> dict[str, int]:
+        return dict(self.execute("select status, count(*) from tasks group by status"))
+
+    def execute(self, query: LiteralString, *parameters: Any) -> list[Any]:
+        with self.db.connect(autocommit=True) as connection:
+            cursor = connection.execute(query, parameters)
+            return cursor.fetchall() if cursor.description else []
+
+    def _sessions(self) -> int:
+        name = f"{self.db.schema} {self._victim}"
+        return self.execute(
+            "select count(*) from pg_stat_activity where application_name = %s", name
+        )[0][0]
+
+    def ran_twice(self) -> list[str]:
+        """The effects outside the database that happened more often than the workload does them."""
+        mean_to = {"broken_once": 2, "pay": 2, "lost_for_good": 2 if self.lesson.number >= 6 else 1}
+        ran = Counter(re.split(r", key ", line)[0] for line in self.lesson.app.outside.effects())
+        return sorted(what for what, times in ran.items() if times > mean_to.get(what, 1))
+
+    def violations(self, stuck: int) -> list[str]:
+        """What must never be, and is."""
+        found = history.violations(self.db)
+        rows = {
+            row[0]: row[1:] for row in self.execute("select id, name, status, output from tasks")
+        }
+        lost = self.expected.keys() - rows.keys()
+        found += [f"task {id} was enqueued, and is gone" for id in lost]
+        unended = [id for id, row in rows.items() if row[1] not in history.ENDED]
+        if len(unended) != stuck:
+            found.append(f"tasks that have not ended: {unended}, and only {stuck} may be stuck")
+        for id in self.expected.keys() - lost - set(unended):
+            found += self._differences(id, self.expected[id], rows[id])
+        if self.lesson.number >= 6:
+            found += self._of_children(rows)
+        return found + self._outside_violations()
+
+    def _differences(self, id: int, expected: workloads.Expected, row: Any) -> list[str]:
+        found: list[str] = []
+        wanted = (expected.name, expected.status, expected.output)
+        if row != wanted:
+            found.append(f"task {id} has come to {row}, not to {wanted}")
+        if self.lesson.number >= 4:
+            log = self.execute(
+                "select kind, name, output, error from event_log where task_id = %s"
+                " order by position",
+                id,
+            )
+            if [(kind, name) for kind, name, _, _ in log] != expected.log:
+                found.append(f"the log of task {id} holds {log}")
+            if any(output is None and error is None for _, _, output, error in log):
+                found.append(f"the log of task {id} has an entry without an end: {log}")
+        return found
+
+    def _of_children(self, rows: dict[int, Any]) -> list[str]:
+        children = self.execute(
+            "select id from tasks where parent_id is not null order by parent_position"
+        )
+        wanted = workloads.children()
+        if len(children) != len(wanted):
+            return [f"{len(children)} children were spawned, not {len(wanted)}"]
+        pairs = zip((id for (id,) in children), wanted, strict=True)
+        return [wrong for id, child in pairs for wrong in self._differences(id, child, rows[id])]
+
+    def _outside_violations(self) -> list[str]:
+        """Every try of a step must have the same key; with one journey, that is one key a step."""
+        keys: dict[str, set[str]] = {}
+        for line in self.lesson.app.outside.effects():
+            what, _, key = line.partition(", key ")
+            keys.setdefault(what, set()).add(key)
+        return [
+            f"{what} was tried with the keys {used}" for what, used in keys.items() if len(used) > 1
+        ]
+
+
+@contextmanager
+def crash_test(path: Path, url: str) -> Generator[CrashTest]:
+    """On the schema and the outside log that the environment names."""
+    lesson = Lesson(path)
+    with (
+        tempfile.TemporaryDirectory() as logs,
+        open_database(path, reset=True) as db,
+        Nursery(path) as nursery,
+        CrashTest(lesson, db, url, nursery, Path(logs)).ready() as test,
+    ):
+        yield test
+
+
+def every_point(test: CrashTest, *whens: When, fault: Fault = "kill") -> Result:
+    """Count up until nothing fires."""
+    started = time.monotonic()
+    result = Result(test.lesson.path.name)
+    for when in whens:
+        for at in count(1):
+            point = test.point(at, when, fault)
+            if point is None:
+                break
+            result.points.append(point)
+    result.seconds = time.monotonic() - started
+    return result
+
+
+def tell_commits(test: CrashTest) -> None:
+    """The commits of an undisturbed run, with what each changed."""
+    by_commit = [list(group) for _, group in groupby(history.changes(test.db), lambda c: c.commit)]
+    by_worker = [group for group in by_commit if group[0].statement != "enqueue_task"]
+    scene(f"{test.lesson.path.name}: the commits of a worker that runs the canonical workload")
+    for number, group in enumerate(by_worker, 1):
+        name = statement_name(f"-- name: {group[-1].statement}")
+        console.print(Text(f"  {number:3}  {name:16} {'; '.join(c.change for c in group)}"))
+
+
+def tell_point(test: CrashTest, at: int, when: When) -> bool:
+    """Crash there, and tell the story. False: something is not as it must be."""
+    test.reset()
+    scene(f"{test.lesson.path.name}: the worker is killed {when} its commit number {at}")
+    if not test.run_victim(at, when):
+        raise click.UsageError(f"there are {len(test.commits)} commits; AT is one of them")
+    name = ", ".join(test.struck_at)
+    done = [c for c in history.changes(test.db) if c.statement != "enqueue_task"]
+    say(f"kill -9 {when} the commit of {name}")
+    if when == "after":
+        say("the server has committed it; the worker never heard")
+    else:
+        say("the server never got it: nothing of it has happened")
+    say("what the worker had committed by then:")
+    for change in done:
+        console.print(Text(f"          {change.change}"))
+    outside = test.lesson.app.outside.effects()
+    say(f"what it had done outside the database: {', '.join(outside) or 'nothing'}")
+    say(f"the tasks now: {told(test.statuses())}")
+    say("another worker starts; the lease of the first is over, as its clock is turned on")
+    stuck = test.recover()
+    for line in test.said("other"):
+        console.print(Text(f"          {line}"))
+    say(f"the tasks in the end: {told(test.statuses())}")
+    if stuck:
+        say(f"{stuck} of them will be running for ever: nothing takes back what a dead worker held")
+    twice = test.ran_twice()
+    say(f"effects that happened twice: {', '.join(twice) or 'none'}")
+    wrong = test.violations(stuck)
+    for line in wrong:
+        say(f"✗ {line}", style="bold red")
+    if not wrong:
+        say(
+            "✓ nothing was lost, nothing recorded twice, nothing left its final status",
+            style="green",
+        )
+    return not wrong
+
+
+def told(statuses: dict[str, int]) -> str:
+    return ", ".join(f"{number} {status}" for status, number in sorted(statuses.items()))
+
+
+@click.command()
+@click.argument("lesson")
+@click.option("--at", type=click.IntRange(1), help="the number of the commit; without it, a list")
+@click.option("--when", type=click.Choice(["before", "after"]), default="after", show_default=True)
+def main(lesson: str, at: int | None, when: When) -> None:
+    """Kill a worker of LESSON (06, or a directory such as work/06_mine) at a commit."""
+    path = find(lesson)
+    with server() as url, tempfile.TemporaryDirectory() as directory:
+        os.environ["LESSON_SCHEMA"] = f"crash_{path.name}"[:60]
+        os.environ["LESSON_OUTSIDE"] = f"{directory}/outside.log"
+        with crash_test(path, url) as test:
+            if at is None:
+                tell_commits(test)
+            elif not tell_point(test, at, when):
+                sys.exit(1)
+
+
+def find(lesson: str) -> Path:
+    paths = [Path(lesson), *sorted(LESSONS.glob(f"{lesson}*"))]
+    for path in paths:
+        if (path / "worker.py").exists():
+            return path.resolve()
+    raise click.UsageError(f"{lesson}: there is no such lesson with a worker; try 06")
+
+
+if __name__ == "__main__":
+    main()

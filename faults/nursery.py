@@ -1,0 +1,116 @@
+"""Real worker processes of one lesson in 20 ms each: forked from a process that has imported all.
+
+`python -m faults.nursery LESSON` reads a line of JSON for each worker, and prints its process id.
+"""
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from faults import workloads
+from shared.processes import wait_until
+
+
+class Nursery:
+    """Use it as a context: all workers are dead after it."""
+
+    def __init__(self, lesson: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "faults.nursery", str(lesson)],
+            cwd=Path(__file__).resolve().parents[1],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._pids: set[int] = set()
+
+    def __enter__(self) -> "Nursery":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pid in list(self._pids):
+            self.kill(pid)
+        self._process.communicate(timeout=10)
+
+    def worker(self, name: str, url: str, log: Path, *options: str, **constants: float) -> int:
+        """Start `main.py worker --name NAME OPTIONS`, output to `log`; its process id.
+
+        url: the database. constants: seconds, for constants of the lesson's worker.py.
+        """
+        order = {
+            "arguments": ["worker", "--name", name, *options],
+            "environment": {**os.environ, "DATABASE_URL": url, "NO_COLOR": "1"},
+            "log": str(log),
+            "constants": constants,
+        }
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        pid = int(self._process.stdout.readline())
+        self._pids.add(pid)
+        return pid
+
+    def kill(self, pid: int) -> None:
+        """kill -9, and wait until it is gone."""
+        if is_alive(pid):
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not is_alive(pid), f"process {pid} is gone")
+        self._pids.discard(pid)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def serve(lesson: Path) -> None:
+    sys.path.insert(0, str(lesson))
+    names = {file.stem for file in lesson.glob("*.py")}
+    modules = SimpleNamespace(**{name: importlib.import_module(name) for name in sorted(names)})
+    workloads.register(modules)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how they ended
+    for line in sys.stdin:
+        order: dict[str, Any] = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            start(modules, order)
+        print(pid, flush=True)
+
+
+def start(modules: Any, order: dict[str, Any]) -> None:
+    """In the new process: never returns."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.environ.clear()
+    os.environ.update(order["environment"], LESSON_PARENT=str(os.getppid()))
+    sys.stdout = os.fdopen(1, "w", buffering=1)  # what a killed process has said must be there
+    for name, value in order["constants"].items():
+        usual = getattr(modules.worker, name)
+        is_duration = isinstance(usual, timedelta)
+        setattr(modules.worker, name, timedelta(seconds=value) if is_duration else value)
+    status = 1
+    try:
+        modules.main.main(order["arguments"], standalone_mode=False)
+        status = 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())  # pyright: ignore[reportArgumentType]
+    finally:
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]))

@@ -1,0 +1,164 @@
+"""The canonical workload of a lesson: one task of each kind that its engine can run.
+
+Expected is what it comes to when nothing goes wrong; it must come to the same when something does.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+
+Log = list[tuple[str, str]]  # kind and name of each entry
+
+
+@dataclass(frozen=True)
+class Expected:
+    """How a task ends. log: of a durable task, its event log."""
+
+    name: str
+    status: str
+    output: Any = None
+    log: Log = field(default_factory=Log)
+
+
+def register(lesson: Any) -> None:
+    """Register the workload's tasks in a lesson's modules."""
+    tasks, outside = lesson.tasks, lesson.app.outside
+
+    @tasks.task
+    def note(n: int) -> int:
+        outside.record(f"note {n}")
+        return n
+
+    @tasks.task
+    def broken(_: None) -> None:
+        outside.record("broken")
+        raise ValueError("broken")
+
+    if not hasattr(tasks, "NonRetryableError"):
+        return
+
+    @tasks.task
+    def broken_once(_: None) -> str:
+        outside.record("broken_once")
+        if outside.effects().count("broken_once") == 1:
+            raise ConnectionError("no answer")
+        return "mended"
+
+    @tasks.task
+    def lost_for_good(_: None) -> None:
+        outside.record("lost_for_good")
+        raise tasks.NonRetryableError("there is no such address")
+
+    if hasattr(lesson, "durable"):
+        register_durable(lesson, note, lost_for_good)
+
+
+def register_durable(lesson: Any, note: Any, lost_for_good: Any) -> None:
+    durable, outside = lesson.durable, lesson.app.outside
+
+    def effect(what: str, key: str) -> str:
+        outside.record(f"{what}, key {key}")
+        return what
+
+    def pack(key: str) -> str:
+        return effect("pack", key)
+
+    def pay(key: str) -> str:
+        """Fails once."""
+        effect("pay", key)
+        if sum(line.startswith("pay, ") for line in outside.effects()) == 1:
+            raise ConnectionError("no answer")
+        return "paid"
+
+    def break_down(key: str) -> str:
+        effect("break_down", key)
+        raise lesson.tasks.NonRetryableError("no petrol")
+
+    def arrive(key: str, got: list[Any]) -> list[Any]:
+        effect("arrive", key)
+        return got
+
+    @durable.durable
+    def journey(ctx: Any, n: int) -> list[Any]:
+        """Steps in place: one that fails once, one that fails for good and is caught."""
+        got: list[Any] = [n, ctx.step(pack), ctx.step(pay)]
+        try:
+            ctx.step(break_down)
+        except durable.StepError as error:
+            got.append(error.type)
+        return ctx.step(arrive, got)
+
+    if not hasattr(durable, "ChildError"):
+        return
+
+    def set_out(key: str) -> str:
+        return effect("set_out", key)
+
+    def come_home(key: str, got: list[Any]) -> list[Any]:
+        effect("come_home", key)
+        return got
+
+    @durable.durable
+    def tour(ctx: Any, _: None) -> list[Any]:
+        """Two children side by side, one that fails, one that is a durable task itself."""
+        got: list[Any] = [ctx.step(set_out)]
+        got += ctx.gather(ctx.spawn(note, 10), ctx.spawn(note, 11))
+        try:
+            ctx.run(lost_for_good, None)
+        except durable.ChildError as error:
+            got.append(error.type)
+        got.append(ctx.run(journey, 2))
+        return ctx.step(come_home, got)
+
+
+JOURNEY: Log = [("step", "pack"), ("step", "pay"), ("step", "break_down"), ("step", "arrive")]
+TOUR: Log = [
+    ("step", "set_out"),
+    ("child", "note"),
+    ("child", "note"),
+    ("child", "lost_for_good"),
+    ("child", "journey"),
+    ("step", "come_home"),
+]
+
+
+def journeyed(n: int) -> list[Any]:
+    return [n, "pack", "paid", "NonRetryableError"]
+
+
+def enqueue(lesson: Any, connection: sa.Connection) -> dict[int, Expected]:
+    """Enqueue the workload; the ids and what each is to come to. Children are not among them."""
+    add = lesson.tasks.enqueue
+    expected = {add(connection, "note", 1): Expected("note", "succeeded", 1)}
+    if lesson.number == 2:
+        lesson.tasks.limit_queue(connection, "default", 2)
+    if lesson.number < 3:
+        expected[add(connection, "broken", None)] = Expected("broken", "failed")
+        expected[add(connection, "note", 2)] = Expected("note", "succeeded", 2)
+        return expected
+    expected[add(connection, "lost_for_good", None)] = Expected("lost_for_good", "failed")
+    for _ in range(2):  # the second finds the first
+        id = add(connection, "note", 2, idempotency_key="note 2")
+        expected[id] = Expected("note", "succeeded", 2)
+    # One task that is tried again, and it comes last: so there is one order of commits only.
+    if lesson.number == 3:
+        id = add(connection, "broken_once", None)
+        expected[id] = Expected("broken_once", "succeeded", "mended")
+    elif lesson.number in (4, 5):
+        id = add(connection, "journey", 1)
+        expected[id] = Expected("journey", "succeeded", journeyed(1), JOURNEY)
+    else:
+        home = ["set_out", 10, 11, "NonRetryableError", journeyed(2)]
+        expected[add(connection, "tour", None)] = Expected("tour", "succeeded", home, TOUR)
+    return expected
+
+
+def children() -> list[Expected]:
+    """Those of `tour`, in the order of their positions."""
+    return [
+        Expected("note", "succeeded", 10),
+        Expected("note", "succeeded", 11),
+        Expected("lost_for_good", "failed"),
+        Expected("journey", "succeeded", journeyed(2), JOURNEY),
+    ]
