@@ -414,18 +414,20 @@ def lost(task: ClaimTasksRow) -> str:
 def retry(connection: sa.Connection, id: int) -> None:
     """Give a failed or cancelled task one more attempt. Its log is kept; failed children too.
 
-    In the caller's transaction, which must roll back on BadInput: the task has not failed. Children
-    come first, so that rows are locked from the child to the parent, as everywhere.
+    In the caller's transaction, which must roll back on BadInput: the task has not failed. Rows
+    are locked from the child to the parent, as everywhere, and a child before its log entry.
     """
     queries = Querier(connection)
     task = queries.get_task(id=id)
     if task is None or task.status not in ("failed", "cancelled"):
         raise BadInput(f"task {id} has not failed")
     for child in list(queries.list_failed_children(task_id=id)):
-        queries.reopen_child(task_id=id, position=child.position)
         try:
             retry(connection, child.child_id)
+            queries.reopen_child(task_id=id, position=child.position)
         except BadInput:  # it has been retried by hand, and has perhaps succeeded
+            queries.tell_again(id=child.child_id)  # tells nothing yet, but locks it
+            queries.reopen_child(task_id=id, position=child.position)
             queries.tell_again(id=child.child_id)
     if queries.revive_task(id=id) == 0:
         raise BadInput(f"task {id} is being retried")
