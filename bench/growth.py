@@ -85,7 +85,7 @@ def explain_claim(
     worker = connection.execute(
         "insert into workers (name, alive_until) values ('explains', 'infinity') returning id"
     ).fetchall()[0][0]
-    known = {"worker_id": worker, "queue": "default", "at_most": at_most}
+    known = {"worker_id": worker, "queue": "default", "at_most": at_most, "limited": False}
     names = list(inspect.signature(queries.Querier.claim_tasks).parameters)[1:]
     values = SQL(", ").join(Literal(known[name]) for name in names)
     text = re.sub(r":p(\d)", r"$\1", queries.CLAIM_TASKS).replace("\\:", ":")

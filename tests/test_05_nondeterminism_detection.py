@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import pytest
 
+from shared.processes import wait_until
 from shared.testing import task_row, wait_for_status, working
 
 MINUTE = timedelta(minutes=1)
@@ -678,3 +679,16 @@ def test_the_exhibits_last_identity_and_the_engine_agree(lesson, known_by):
         if lesson.main.verdict(program, lesson.main.IDENTITIES[known_by]) != RIGHT:
             engine = lesson.main.IDENTITIES["position, name, input"]
             assert lesson.main.verdict(program, engine) == CAUGHT, edit
+
+
+def test_a_task_that_was_not_started_in_time_can_be_retried(lesson, db):
+    """It has made no attempt yet, and its time is over; both must not stand in the way."""
+    with db.autocommit.connect() as connection:
+        queue = lesson.queries.Querier(connection)
+        soon = timedelta(0)
+        id = lesson.tasks.enqueue(connection, "divide", [6, 3], start_timeout=soon)
+        wait_until(lambda: queue.expire_tasks() == 1, "it has expired")
+        assert queue.revive_task(id=id) == 1
+        assert queue.expire_tasks() == 0
+    with working(lesson.worker.Worker(db, "w")):
+        assert wait_for_status(db, id, "succeeded", "failed").output == 2

@@ -254,7 +254,11 @@ class Queue(RuleBasedStateMachine):
             if limit is not None:
                 assert queries.count_running(queue=queue) == running
                 free = max(0, min(free, limit - running))
-            claimed = list(queries.claim_tasks(worker_id=worker_id, queue=queue, at_most=free))
+            claimed = list(
+                queries.claim_tasks(
+                    worker_id=worker_id, queue=queue, at_most=free, limited=limit is not None
+                )
+            )
         queued = [id for id, task in mine.items() if task.status == "queued" and id != passed_over]
         queued.sort(key=lambda id: (-mine[id].priority, id))
         expected = queued[:free] if worker_id in self.alive else []
@@ -416,12 +420,10 @@ class Queue(RuleBasedStateMachine):
     @rule(data=st.data())
     def revive(self, data):
         id, task = self.some(data, "failed", "cancelled")
-        if task.status == "failed" and task.attempt == 0:
-            return  # it was not started in time, so there is no attempt to try again
         revived = self.queue.revive_task(id=id)
         assert revived == (task.status in ("failed", "cancelled"))
         if revived:
-            task.status, self.by_hand = "queued", id
+            task.status, task.start_by, self.by_hand = "queued", None, id
 
     @precondition(lambda self: self.tasks and hasattr(self.queue, "replay_task"))
     @rule(data=st.data())
@@ -430,7 +432,7 @@ class Queue(RuleBasedStateMachine):
         replayed = self.queue.replay_task(id=id)
         assert replayed == (task.status in TERMINAL)
         if replayed:
-            task.status, task.output, self.by_hand = "queued", None, id
+            task.status, task.output, task.start_by, self.by_hand = "queued", None, None, id
 
     # What holds after each rule
 
@@ -676,7 +678,6 @@ class Puppet:
         for engine in (self.db.engine, self.db.autocommit):
             sa.event.listen(engine, "before_cursor_execute", self._before)
             sa.event.listen(engine, "after_cursor_execute", self._after)
-            sa.event.listen(engine, "commit", self._commit)
 
     @property
     def idle(self) -> bool:
@@ -701,15 +702,6 @@ class Puppet:
             self._fault = ""
             cursor.connection.close()
             raise psycopg.OperationalError("the connection broke before the answer came")
-
-    def _commit(self, connection):
-        if self._fault == "lose the commit":
-            self._fault = ""
-            raw = connection.connection.dbapi_connection
-            raw.commit()
-            raw.close()
-            broken = psycopg.OperationalError("the connection broke before the commit's answer")
-            raise sa.exc.OperationalError("commit", {}, broken)
 
     def go(self, fault: str = "none") -> None:
         """Let the statement go, and wait for the next one."""
@@ -741,9 +733,7 @@ class Puppet:
 
 
 PUPPETS = st.integers(0, 2)
-MOVES = st.sampled_from(
-    ["none"] * 10 + ["lose", "lose", "cut", "lose the answer", "lose the commit"]
-)
+MOVES = st.sampled_from(["none"] * 10 + ["lose", "lose", "cut", "lose the answer"])
 
 
 class Durable(RuleBasedStateMachine):
@@ -820,9 +810,6 @@ class Durable(RuleBasedStateMachine):
                 pid = puppet.backend
                 self.world.look.execute("select pg_terminate_backend(%s, 5000)", (pid,))
                 self.go(puppet)
-            elif move == "lose the commit":
-                # Of a claim: what it has claimed is running, and nobody runs it.
-                self.go(puppet, move if puppet.idle else "none")
             else:
                 self.go(puppet, move)
 

@@ -177,8 +177,9 @@ order by id;
 
 -- name: ReviveTask :execrows
 -- Retry, by hand: a failed task gets one more attempt, and keeps its log.
+-- It is wanted, however late: it has no time any more by which it must have begun.
 update tasks
-set status = 'queued'
+set status = 'queued', start_by = null, error = null
 where id = @id and status = 'failed';
 
 -- name: GetTask :one

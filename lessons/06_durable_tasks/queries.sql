@@ -207,8 +207,9 @@ order by id;
 
 -- name: ReviveTask :execrows
 -- Retry, by hand: a failed task gets one more attempt, and keeps its log. So does a cancelled one.
+-- It is wanted, however late: it has no time any more by which it must have begun.
 update tasks
-set status = 'queued'
+set status = 'queued', start_by = null, error = null
 where id = @id and status in ('failed', 'cancelled');
 
 -- name: ListFailedChildren :many
@@ -242,7 +243,7 @@ and event_log.position = (select max(last.position) from event_log as last where
 -- name: ReplayTask :execrows
 -- Run it again from an empty log. The log's id is a new one: the steps get new idempotency keys.
 update tasks
-set status = 'queued', log_id = gen_random_uuid(), output = null, error = null,
+set status = 'queued', start_by = null, log_id = gen_random_uuid(), output = null, error = null,
     completions = 0, awaits = null, wake_after = null
 where id = @id and status in ('succeeded', 'failed', 'cancelled');
 

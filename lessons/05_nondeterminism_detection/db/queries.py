@@ -240,7 +240,7 @@ where id = :p3 and attempt = :p4 and status = 'running'
 
 REVIVE_TASK = """-- name: revive_task \\:execrows
 update tasks
-set status = 'queued'
+set status = 'queued', start_by = null, error = null
 where id = :p1 and status = 'failed'
 """
 

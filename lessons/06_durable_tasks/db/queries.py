@@ -358,7 +358,7 @@ where task_id = :p1 and position = :p2
 
 REPLAY_TASK = """-- name: replay_task \\:execrows
 update tasks
-set status = 'queued', log_id = gen_random_uuid(), output = null, error = null,
+set status = 'queued', start_by = null, log_id = gen_random_uuid(), output = null, error = null,
     completions = 0, awaits = null, wake_after = null
 where id = :p1 and status in ('succeeded', 'failed', 'cancelled')
 """
@@ -374,7 +374,7 @@ where id = :p3 and attempt = :p4 and status = 'running'
 
 REVIVE_TASK = """-- name: revive_task \\:execrows
 update tasks
-set status = 'queued'
+set status = 'queued', start_by = null, error = null
 where id = :p1 and status in ('failed', 'cancelled')
 """
 
