@@ -209,7 +209,8 @@ def template(tmp_path_factory):
         write(root / "lessons" / name, lesson)
     edit(root / "lessons/02_two/main.py", '"hello"', '"hello"  # again')
     named = 'title = "Two"\n[changed]\n"main.py#GREETING" = "It has a comment."\n'
-    write(root, {"lessons/02_two/lesson.toml": named})
+    named += '[added]\n"tasks.py" = "The tasks."\n'
+    write(root, {"lessons/02_two/lesson.toml": named, "lessons/02_two/tasks.py": "TASKS = 1\n"})
     plugin = root / "bin/fake-sqlc-gen-python"
     start = f"#!/bin/sh\nexec '{sys.executable}' '{plugin}.py'\n"
     write(root, {"bin/fake-sqlc-gen-python": start, "bin/fake-sqlc-gen-python.py": PLUGIN})
@@ -270,9 +271,10 @@ def test_a_course_without_faults_has_no_findings(course):
     assert "```python main.py#greet\n# Says it,\n# politely.\ndef greet(name: str)" in shown
     assert 'return f"{GREETING}, {name}"\n```' in shown
     assert '  # On a line of its own.\n  def line(self) -> str:\n      return f"{time' in shown
-    assert (
-        "| changed | `main.py` | the story: `GREETING` |" in (two(course) / "README.md").read_text()
-    )
+    table = (two(course) / "README.md").read_text()
+    assert "<summary>Symbol by symbol (1), without the story</summary>\n\n| |" in table
+    assert "| added | `tasks.py` | The tasks. |\n\n</details>\n\nThe whole diff" in table
+    assert "GREETING" not in table.partition("<!-- /changes -->")[0]
 
 
 # Symbols
@@ -357,7 +359,7 @@ def test_a_new_file_is_named_by_its_symbols_or_as_a_whole(course):
     write(two(course), {"new.py": "def f(): ...\n\n\nclass C:\n    def m(self): ...\n"})
     assert [finding.split()[2] for finding in changes.check(course)] == ["new.py#f", "new.py#C"]
     toml = two(course) / "lesson.toml"
-    toml.write_text(f'{toml.read_text()}[added]\n"new.py" = "It is new."\n')
+    toml.write_text(f'{toml.read_text()}"new.py" = "It is new."\n')
     assert changes.check(course) == []
 
 
@@ -393,7 +395,7 @@ def test_a_snippet_of_nothing(course):
 
 
 def test_a_stale_table_of_changes(course):
-    edit(two(course) / "README.md", "the story: `GREETING`", "the story: `greet`")
+    edit(two(course) / "README.md", "| The tasks. |", "| Tasks. |")
     only(readme(course, check=True), "02_two/README.md", "table of changes is stale")
 
 
@@ -586,6 +588,16 @@ def test_a_break_that_forgets_the_generated_code(course):
     )
     patch.write_text(patch.read_text() + hunk)
     only(breaks(course, "01"), "its db/ is not what sqlc makes of its SQL")
+
+
+def test_a_break_of_the_schema_that_forgets_the_fingerprint(course):
+    patch = one(course) / "breaks/other.patch"
+    hunk = (
+        "diff --git a/schema.sql b/schema.sql\n--- a/schema.sql\n+++ b/schema.sql\n"
+        "@@ -1,2 +1,2 @@\n--- The tables.\n+-- All tables.\n \n"
+    )
+    patch.write_text(patch.read_text() + hunk)
+    only(breaks(course, "01"), "it does not bring its db/fingerprint.txt")
 
 
 def test_an_exercise_that_passes_unsolved(course):

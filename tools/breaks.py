@@ -26,7 +26,7 @@ def one_break(course: Course, lesson: Path, patch: Path) -> list[str]:
     if not (course.root / tests[0].partition("::")[0]).exists():
         return [course.finding(patch, f"there is no {tests[0]}", "name a test that exists")]
     with copy_of(lesson) as copy:
-        if wrong := apply(course, copy, patch):
+        if wrong := apply(course, copy, patch, for_readers=True):
             return wrong
         result, why = outcome(course, copy, tests[0])
     if result == "failed":

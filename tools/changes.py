@@ -9,7 +9,8 @@ from tools.symbols import REST, WHOLE, Piece, keys, pieces, texts
 from tools.tree import Course, CourseError, compared_files, settings
 
 KINDS = ("added", "changed", "removed")
-STORY = "main.py#"
+STORY = ("main.py#", "app.py#")
+IMPORTS = ".py#(module)"
 Changes = dict[str, list[str]]
 
 
@@ -131,17 +132,23 @@ def table(course: Course, lesson: Path) -> str:
     before = next((before for before, after in course.neighbours if after == lesson), None)
     if before is None:
         return ""
+    # The story, its tasks and the imports are left out: they would hide the engine's rows.
     rows = [
         f"| {kind} | `{symbol}` | {sentence.replace('|', chr(92) + '|')} |"
         for kind, symbols in declared(lesson).items()
         for symbol, sentence in symbols.items()
-        if not symbol.startswith(STORY)
+        if not symbol.startswith(STORY) and not (kind == "changed" and symbol.endswith(IMPORTS))
     ]
-    # The story's scenes are read in main.py; a row for each would hide the engine's.
-    for kind, symbols in declared(lesson).items():
-        scenes = [f"`{s.removeprefix(STORY)}`" for s in symbols if s.startswith(STORY)]
-        if scenes:
-            rows.append(f"| {kind} | `main.py` | the story: {', '.join(scenes)} |")
-    head = ["| | Symbol | What and why |", "| --- | --- | --- |", *rows, ""] if rows else []
+    folded = [
+        f"<details><summary>Symbol by symbol ({len(rows)}), without the story</summary>",
+        "",
+        "| | Symbol | What and why |",
+        "| --- | --- | --- |",
+        *rows,
+        "",
+        "</details>",
+        "",
+    ]
     name = f"{before.name[:2]}_to_{lesson.name[:2]}.patch"
-    return "\n".join([*head, f"The whole difference: [{name}](../../diffs/{name})."])
+    whole = f"The whole difference: [{name}](../../diffs/{name})."
+    return "\n".join([*(folded if rows else []), whole])

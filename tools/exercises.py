@@ -39,7 +39,7 @@ def one_exercise(course: Course, lesson: Path, name: str) -> list[str]:
         if result != "failed":
             wrong = f"unsolved, it must fail, and the outcome is {result} {why}".rstrip()
             found.append(course.finding(test, wrong, "let it ask for what is not there yet"))
-        if wrong := apply(course, copy, solution):
+        if wrong := apply(course, copy, solution, for_readers=True):
             return found + wrong
         result, why = outcome(course, copy, copied)
     if result != "passed":

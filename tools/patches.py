@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from xml.etree import ElementTree
 
-from shared.generated import record
+from shared.generated import record, stale
 from tools.generated import NoPlugin, differing
 from tools.tree import Course, CourseError, copy_lesson, environment, git, last_line, run
 
@@ -22,24 +22,28 @@ def copy_of(lesson: Path) -> Generator[Path]:
         yield copy_lesson(lesson, Path(directory).resolve() / "copy" / lesson.name)
 
 
-def apply(course: Course, copy: Path, patch: Path) -> list[str]:
-    """Apply a patch to a copy. It must fit, and bring the db/ that sqlc makes of its SQL."""
+def apply(course: Course, copy: Path, patch: Path, *, for_readers: bool = False) -> list[str]:
+    """Apply a patch to a copy. It must fit, and bring the db/ that sqlc makes of its SQL.
+
+    for_readers: it must also bring the fingerprint, where the copy would not run without it.
+    """
     status, text = git("apply", str(patch), cwd=copy)
     if status:
         remedy = "make it again from the lesson as it is"
         return [course.finding(patch, f"does not apply: {last_line(text)}", remedy)]
     if not (copy / "sqlc.yaml").exists():
         return []
+    remedy = "apply it to a copy, `make generate` there, and make the patch again"
     try:
-        stale = differing(course, copy)
+        if differing(course, copy):
+            return [course.finding(patch, "its db/ is not what sqlc makes of its SQL", remedy)]
     except NoPlugin:  # the check of the generated code says so, once
-        stale = []
+        pass
     except CourseError as error:
         return [course.finding(patch, str(error), "mend its SQL")]
+    if for_readers and stale(copy):
+        return [course.finding(patch, "it does not bring its db/fingerprint.txt", remedy)]
     record(copy)
-    if stale:
-        remedy = "apply it to a copy, `make generate` there, and make the patch again"
-        return [course.finding(patch, "its db/ is not what sqlc makes of its SQL", remedy)]
     return []
 
 

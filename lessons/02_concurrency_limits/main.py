@@ -142,7 +142,8 @@ def enqueue_work(db: Database, seconds: Sequence[float | None], limit: int | Non
     """A task for each of `seconds`, into an empty queue; None for a task that does nothing."""
     app.outside.forget()
     with db.engine.begin() as connection:
-        connection.execute(sa.text("truncate tasks, queue_limits"))
+        # In the order in which a worker locks them: the other one can end in a deadlock.
+        connection.execute(sa.text("truncate queue_limits, tasks"))
         if limit is not None:
             limit_queue(connection, "default", limit)
         for length in seconds:

@@ -51,6 +51,9 @@ class Worker:
         threads = [self._thread(self._run_slot) for _ in range(self.slots)]
         try:
             self._dispatch()
+            if self._running:
+                waits_for = len(self._running)
+                log.info("worker %s: stopping, waits for %d tasks", self.name, waits_for)
         finally:
             for _ in threads:
                 self._handed_over.put(None)

@@ -189,6 +189,8 @@ def graceful_stop(db: Database) -> None:
     say(f"the task of 60 s, abandoned after the grace period of 1.7 s: {status(db, long)}")
     check(get(db, short).attempt == 1, "while it drained, nobody took the worker for dead")
     check(status(db, long) == "queued", "what it could not finish is there for another worker")
+    with db.engine.begin() as connection:
+        connection.execute(sa.text("truncate tasks, workers"))
 
 
 SHORT_LEASE = ("--lease", "1")

@@ -127,6 +127,9 @@ class Worker:
 
     def _drain(self) -> None:
         """Wait for the running tasks: until the grace period ends, or until the second `stop`."""
+        if self._running:
+            message = "worker %s: stopping, waits for %d tasks; Ctrl-C again abandons them"
+            log.info(message, self.name, len(self._running))
         deadline = time.monotonic() + self.grace.total_seconds()
         while self._running and self._stops < 2 and time.monotonic() < deadline:
             self._slot_freed.wait(POLL_SECONDS)
