@@ -24,6 +24,7 @@ def book(connection, amount):
 
 
 def run(lesson, db, function, *statuses):
+    assert hasattr(lesson.durable.Context, "transact"), "Context.transact is yours to write"
     lesson.durable.durable(function)
     with db.autocommit.connect() as connection:
         id = lesson.tasks.enqueue(connection, function.__name__, None)
