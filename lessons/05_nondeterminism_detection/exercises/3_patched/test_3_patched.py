@@ -62,6 +62,7 @@ def last(ctx, id):
 
 
 def test_3_patched(lesson, db):
+    assert hasattr(lesson.durable.Context, "patched"), "Context.patched is yours to write"
     row = run(lesson, db, old, last)
     assert (row.status, row.output) == ("succeeded", "old"), row.error
     assert done == ["charge"]
