@@ -13,7 +13,7 @@ find_lesson = for lesson in "$(LESSON)" "lessons/$(LESSON)" lessons/"$(LESSON)"_
 	[ -n "$(LESSON)" ] && [ -f "$$lesson/main.py" ] || \
 	{ echo "LESSON=$(LESSON) names no lesson. Try: make $@ LESSON=$(patsubst lessons/%,%,$(last))" >&2; exit 2; }
 
-.PHONY: help setup demo test check crash bench run work diff generate output psql clean
+.PHONY: help setup demo test check crash faults bench run work diff generate output psql clean
 
 help: ## this list
 	@echo 'make VERB [LESSON=01] [ARGS="..."]'
@@ -38,6 +38,10 @@ check: ## everything that must hold before a commit: linters, types, and the tex
 crash: ## list a lesson's commits; with AT=17, kill a worker at that one (WHEN=before: before it)
 	@$(setup)
 	@$(PYTHON) -m faults.crash "$(or $(LESSON),$(last))" $(if $(AT),--at $(AT)) $(if $(WHEN),--when $(WHEN))
+
+faults: ## try the engine with every fault there is, and write the table into docs/promises.md
+	@$(setup)
+	@$(PYTHON) -m faults $(ARGS)
 
 bench: ## what each lesson reaches, and what the bare database does; ARGS="--quick" in a minute
 	@$(setup)

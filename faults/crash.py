@@ -112,6 +112,12 @@ class CrashTest:
         """The names of the statements in each commit of an undisturbed run."""
         return self._names
 
+    def changes_of_commits(self) -> list[list[history.Change]]:
+        """What each commit of the worker has changed since `reset`."""
+        commits = groupby(history.changes(self.db), lambda change: change.commit)
+        changes = [list(commit) for _, commit in commits]
+        return [commit for commit in changes if commit[0].statement != "enqueue_task"]
+
     def reset(self) -> None:
         """Empty tables, and the workload enqueued."""
         self.lesson.app.outside.forget()
@@ -125,6 +131,11 @@ class CrashTest:
             connection.execute(sql.SQL("truncate {} restart identity").format(names))
         with self.db.engine.begin() as connection:
             self.expected = workloads.enqueue(self.lesson, connection)
+
+    def drop(self) -> None:
+        with self.db.connect(autocommit=True) as connection:
+            schema = sql.Identifier(self.db.schema)
+            connection.execute(sql.SQL("drop schema {} cascade").format(schema))
 
     def run_victim(self, at: int | None, when: When, fault: Fault = "kill") -> bool:
         """Let a worker run the workload, until it is struck at that commit; False: it never was.
@@ -308,7 +319,7 @@ class CrashTest:
 
 @contextmanager
 def crash_test(path: Path, url: str) -> Generator[CrashTest]:
-    """On the schema and the outside log that the environment names."""
+    """On the schema and the outside log that the environment names. The schema is dropped."""
     lesson = Lesson(path)
     with (
         tempfile.TemporaryDirectory() as logs,
@@ -317,6 +328,19 @@ def crash_test(path: Path, url: str) -> Generator[CrashTest]:
         CrashTest(lesson, db, url, nursery, Path(logs)).ready() as test,
     ):
         yield test
+        test.drop()
+
+
+@contextmanager
+def schema_of_its_own(path: Path) -> Generator[None]:
+    """Not the lesson's own: a story of it may be running."""
+    with tempfile.TemporaryDirectory() as directory:
+        os.environ["LESSON_SCHEMA"] = f"test_{os.getpid()}_crash_{path.name}"[:60]
+        os.environ["LESSON_OUTSIDE"] = f"{directory}/outside.log"
+        try:
+            yield
+        finally:
+            del os.environ["LESSON_SCHEMA"], os.environ["LESSON_OUTSIDE"]
 
 
 def every_point(test: CrashTest, *whens: When, fault: Fault = "kill") -> Result:
@@ -335,10 +359,8 @@ def every_point(test: CrashTest, *whens: When, fault: Fault = "kill") -> Result:
 
 def tell_commits(test: CrashTest) -> None:
     """The commits of an undisturbed run, with what each changed."""
-    by_commit = [list(group) for _, group in groupby(history.changes(test.db), lambda c: c.commit)]
-    by_worker = [group for group in by_commit if group[0].statement != "enqueue_task"]
     scene(f"{test.lesson.path.name}: the commits of a worker that runs the canonical workload")
-    for number, group in enumerate(by_worker, 1):
+    for number, group in enumerate(test.changes_of_commits(), 1):
         name = statement_name(f"-- name: {group[-1].statement}")
         console.print(Text(f"  {number:3}  {name:16} {'; '.join(c.change for c in group)}"))
 
@@ -359,8 +381,9 @@ def tell_point(test: CrashTest, at: int, when: When) -> bool:
     say("what the worker had committed by then:")
     for change in done:
         console.print(Text(f"          {change.change}"))
-    outside = test.lesson.app.outside.effects()
-    say(f"what it had done outside the database: {', '.join(outside) or 'nothing'}")
+    say("what it had done outside the database:")
+    for effect in test.lesson.app.outside.effects() or ["nothing"]:
+        console.print(Text(f"          {effect}"))
     say(f"the tasks now: {told(test.statuses())}")
     say("another worker starts; the lease of the first is over, as its clock is turned on")
     stuck = test.recover()
@@ -393,14 +416,11 @@ def told(statuses: dict[str, int]) -> str:
 def main(lesson: str, at: int | None, when: When) -> None:
     """Kill a worker of LESSON (06, or a directory such as work/06_mine) at a commit."""
     path = find(lesson)
-    with server() as url, tempfile.TemporaryDirectory() as directory:
-        os.environ["LESSON_SCHEMA"] = f"crash_{path.name}"[:60]
-        os.environ["LESSON_OUTSIDE"] = f"{directory}/outside.log"
-        with crash_test(path, url) as test:
-            if at is None:
-                tell_commits(test)
-            elif not tell_point(test, at, when):
-                sys.exit(1)
+    with server() as url, schema_of_its_own(path), crash_test(path, url) as test:
+        if at is None:
+            tell_commits(test)
+        elif not tell_point(test, at, when):
+            sys.exit(1)
 
 
 def find(lesson: str) -> Path:

@@ -1,20 +1,16 @@
 """A worker is struck at every one of its commits; what is promised holds all the same."""
 
-import os
-
 import pytest
 
-from faults.crash import crash_test, every_point
+from faults.crash import crash_test, every_point, schema_of_its_own
 from shared.testing import LESSONS, number
 
 LESSON_PATHS = sorted(LESSONS.glob("0[1-6]_*"))
 
 
 @pytest.fixture
-def crash(path, postgres, tmp_path, monkeypatch):
-    monkeypatch.setenv("LESSON_SCHEMA", f"test_{os.getpid()}_crash_{path.name}"[:60])
-    monkeypatch.setenv("LESSON_OUTSIDE", str(tmp_path / "outside.log"))
-    with crash_test(path, postgres) as test:
+def crash(path, postgres):
+    with schema_of_its_own(path), crash_test(path, postgres) as test:
         yield test
 
 
@@ -31,6 +27,22 @@ def test_a_worker_is_killed_at_every_commit(crash, path, when):
         assert point.stuck == (1 if number(path) < 3 and left_running else 0), point
         if when == "after":
             assert point.ran_twice == 0, "what was recorded is not done again"
+
+
+@pytest.mark.parametrize(
+    ("path", "at", "statement", "change"),
+    [
+        (LESSON_PATHS[0], 3, "claim_task", "running"),
+        (LESSON_PATHS[3], 16, "record_step", "arrive"),
+        (LESSON_PATHS[5], 16, "succeed_task", "tour: waiting -> queued"),
+    ],
+    ids=lambda value: value.name if hasattr(value, "name") else str(value),
+)
+def test_the_commits_that_the_lessons_name(crash, at, statement, change):
+    commits = crash.changes_of_commits()
+    assert len(commits) == len(crash.commits)
+    assert commits[at - 1][-1].statement == statement
+    assert any(change in one.change for one in commits[at - 1])
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

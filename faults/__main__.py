@@ -1,0 +1,7 @@
+"""python -m faults: all of it, one table. See faults/report.py."""
+
+import sys
+
+from faults.report import main
+
+sys.exit(main())

@@ -1,0 +1,164 @@
+"""Everything that the engine is tried with, in one table, which docs/promises.md quotes."""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+import click
+from rich.table import Table
+
+from faults import chaos, mutants
+from faults.crash import Fault, crash_test, every_point, schema_of_its_own
+from shared.postgres import server
+from shared.story import console
+from shared.testing import LESSONS, number
+from tools.tree import Course
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "promises.md"
+START, END = "<!-- faults -->\n", "<!-- /faults -->\n"
+
+# What the tests of lesson 06 try, by fault. Those of the earlier lessons run on it as well.
+TESTS = {
+    "a zombie's writes: SIGSTOP, a buried worker, two runs of one task": (
+        "zombie or stopped_process or asleep or late_result or two_runs or buried"
+    ),
+    "`pg_terminate_backend`, `pg_cancel_backend`, answers that were lost": (
+        "connections_are_cut or reconnect or answer_was_lost or lost_claims"
+    ),
+    "immediate shutdown of the server, and a restart": "server_restarts or there_is_no_server",
+    "the line cut, half-open, slow; tables locked; no free connection; 30 starts": "bad_lines",
+    "a worker's clock that is an hour wrong": "clock_that_is_wrong",
+    "poison: what no door must let in, and rows that nobody can read": (
+        "at_the_door or not_json or refused_before or python_cannot_read or cannot_be_read"
+        " or postgres_refuses or unknown_name or bad_option or any_error_can"
+    ),
+    "races and lock orders: wake-ups, retries, replays, cancels, limits": (
+        "races or deadlock or at_once or same_moment or order_of_a_retry or one_statement"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    fault: str
+    tried: str  # points, seeds, tests
+    violations: int
+    twice: str  # effects outside the database that happened twice, where they are counted
+    seconds: float
+
+
+def crashes(fault: Fault) -> Iterator[Row]:
+    title = {"kill": "kill -9", "stop": "SIGSTOP until others have finished"}[fault]
+    for path in sorted(LESSONS.glob("0[1-6]_*")):
+        if fault == "stop" and number(path) < 3:
+            continue  # they have no lease, so nobody would take over
+        with server() as url, schema_of_its_own(path), crash_test(path, url) as test:
+            result = every_point(test, "before", "after", fault=fault)
+        stuck = f", {result.stuck} leave a task stuck, as lesson says" if result.stuck else ""
+        yield Row(
+            f"{title} before and after each commit, lesson {path.name[:2]}",
+            f"{len(result.points)} points{stuck}",
+            len(result.violations),
+            f"at {result.ran_twice} points",
+            result.seconds,
+        )
+
+
+def chaos_rows(seeds: int) -> Iterator[Row]:
+    for lesson in ("03", "06"):
+        started = time.monotonic()
+        results = [chaos.run(lesson, seed, 5) for seed in range(1, seeds + 1)]
+        for result in results:
+            for violation in result.violations:
+                console.print(f"lesson {lesson}, seed {result.seed}: {violation}")
+        yield Row(
+            f"all faults mixed at random, lesson {lesson}",
+            f"{seeds} seeds, {sum(r.faults.total() for r in results)} faults,"
+            f" {sum(r.tasks for r in results):,} tasks",
+            sum(len(r.violations) for r in results),
+            f"{sum(r.effects_twice for r in results)} effects",
+            time.monotonic() - started,
+        )
+
+
+def tests(title: str, *arguments: str, **environment: str) -> Row:
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as directory:
+        report = Path(directory) / "report.xml"
+        subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-n", "2", f"--junitxml={report}", *arguments],
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            stdout=subprocess.DEVNULL,
+            check=False,
+        )
+        suite = next(ElementTree.parse(report).getroot().iter("testsuite"))
+    ran = int(suite.get("tests", 0)) - int(suite.get("skipped", 0))
+    failed = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
+    return Row(title, f"{ran} tests", failed if ran else 1, "", time.monotonic() - started)
+
+
+def rows(seeds: int, examples: int) -> Iterator[Row]:
+    yield from crashes("kill")
+    yield from crashes("stop")
+    for title, expression in TESTS.items():
+        files = sorted(str(path) for path in (ROOT / "tests").glob("test_0[1-6]_*.py"))
+        yield tests(title, *files, "-k", expression, LESSON="06")
+    yield from chaos_rows(seeds)
+    # Without the number, the tests' own: the same schedules every time.
+    more = {"MODEL_EXAMPLES": str(examples)} if examples else {}
+    yield tests("random schedules against a model", "tests/test_model.py", **more)
+    started = time.monotonic()
+    result = mutants.run(Course(ROOT))
+    yield Row(
+        "bugs planted: mutants that no test kills",
+        f"{result.planted} planted, {result.killed} killed",
+        len(result.survivors),
+        "",
+        time.monotonic() - started,
+    )
+
+
+HEADER = ("Fault", "Tried", "Violations", "Happened twice outside", "Seconds")
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    return (row.fault, row.tried, str(row.violations), row.twice, f"{row.seconds:.0f}")
+
+
+def write(found: list[Row]) -> None:
+    """The table, between the marks in docs/promises.md."""
+    lines = [HEADER, tuple("---" for _ in HEADER), *map(cells, found)]
+    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    text = PAGE.read_text()
+    between = re.compile(f"(?<={START}).*(?={END})", re.S)
+    if not between.search(text):
+        raise click.ClickException(f"{PAGE.name} has lost its marks {START.strip()}")
+    PAGE.write_text(between.sub(f"\n{table}\n", text))
+
+
+@click.command()
+@click.option("--seeds", default=20, show_default=True, help="of chaos, for each lesson")
+@click.option("--examples", default=0, help="of the model; 0: as many as the tests take")
+@click.option("--write/--no-write", "keep", default=True, help="the table into docs/promises.md")
+def main(seeds: int, examples: int, keep: bool) -> None:
+    """Try the engine with everything. Exit status 1 if a promise was broken."""
+    found: list[Row] = []
+    for row in rows(seeds, examples):
+        console.print(" | ".join(cells(row)))
+        found.append(row)
+    table = Table(*HEADER)
+    for row in found:
+        table.add_row(*cells(row))
+    console.print(table)
+    if keep:
+        write(found)
+    sys.exit(any(row.violations for row in found))
