@@ -1406,7 +1406,11 @@ def test_the_queries_read_few_rows_in_a_big_table(lesson, db):
     all_of = lesson.queries
     touched = {}
     for name, sql, parameters in [
-        ("claim", all_of.CLAIM_TASKS, {"p1": worker, "p2": "default", "p3": 10}),
+        (
+            "claim",
+            all_of.CLAIM_TASKS,
+            {"p1": worker, "p2": "default", "p3": False, "p4": 10},
+        ),
         ("wake", all_of.WAKE_TASKS, {}),
         ("expire", all_of.EXPIRE_TASKS, {}),
         ("take back", all_of.TAKE_BACK_TASKS, {}),
