@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -60,7 +61,7 @@ class Nursery:
 
     def kill(self, pid: int) -> None:
         """kill -9, and wait until it is gone."""
-        if is_alive(pid):
+        with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not is_alive(pid), f"process {pid} is gone")
         self._pids.discard(pid)

@@ -7,8 +7,10 @@ from contextlib import contextmanager
 import psycopg
 import pytest
 
+from faults.chaos import own_server
 from faults.nursery import Nursery, is_alive
 from faults.proxy import Proxy
+from shared.database import open_database
 from shared.processes import WorkerProcess, wait_until, worker_processes
 from shared.testing import task_row, wait_for_status, working
 
@@ -170,15 +172,18 @@ def sessions(admin, role):
 
 
 @pytest.mark.skipif("DATABASE_URL" in os.environ, reason="it may not have 150 connections")
-def test_thirty_workers_that_start_at_once(lesson, db, postgres, tmp_path):
-    """Each task is run once, and nobody is taken for dead."""
-    tasks = enqueue(lesson, db, 300)
-    with Nursery(lesson.path) as nursery:
-        pids = [
-            nursery.worker(f"w{n}", postgres, tmp_path / f"w{n}.log", "--slots", "1")
-            for n in range(30)
-        ]
-        wait_until(lambda: count(db, "succeeded") == len(tasks), "all have succeeded", 60)
-        assert all(is_alive(pid) for pid in pids)
-    assert {task_row(db, id).attempt for id in tasks} == {1}
+def test_thirty_workers_that_start_at_once(lesson, tmp_path, monkeypatch):
+    """Each task is run once, and nobody is taken for dead. On a server that has room for them."""
+    monkeypatch.setenv("LESSON_SCHEMA", "test_thirty")
+    monkeypatch.setenv("LESSON_OUTSIDE", str(tmp_path / "outside.log"))
+    with own_server() as own, open_database(lesson.path, reset=True) as db:
+        tasks = enqueue(lesson, db, 300)
+        with Nursery(lesson.path) as nursery:
+            pids = [
+                nursery.worker(f"w{n}", own.url, tmp_path / f"w{n}.log", "--slots", "1")
+                for n in range(30)
+            ]
+            wait_until(lambda: count(db, "succeeded") == len(tasks), "all have succeeded", 60)
+            assert all(is_alive(pid) for pid in pids)
+        assert {task_row(db, id).attempt for id in tasks} == {1}
     assert receipts(lesson) == {f"receipt {n}": 1 for n in range(300)}

@@ -3,23 +3,21 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 
 import psycopg
 import pytest
 import sqlalchemy as sa
 
+from faults import chaos
 from shared.database import open_database
 from shared.processes import WorkerProcess, wait_until, worker_processes
 from shared.testing import task_row, wait_for_status, working
@@ -1307,24 +1305,12 @@ def alive_until(db):
 
 
 @pytest.fixture
-def own_server(monkeypatch):
+def own_server():
     """An embedded server that is this test's own, and may be shut down."""
     if os.environ.get("DATABASE_URL"):
         pytest.skip("DATABASE_URL is set")
-    from shared.embedded import Embedded
-
-    home = Path(tempfile.mkdtemp(prefix="restart-", dir="/var/tmp"))
-    own = Embedded()
-    home.chmod(0o711 if own.nobody else 0o700)
-    own.home, own.socket, own.data = home, home / "s", home / "data"
-    own.url = f"postgresql://postgres@/postgres?host={own.socket}&port=5432"
-    users = own.join()
-    monkeypatch.setenv("DATABASE_URL", own.url)
-    try:
+    with chaos.own_server() as own:
         yield own
-    finally:
-        own.leave(users)
-        shutil.rmtree(home)
 
 
 def test_a_worker_goes_on_when_its_server_restarts(lesson, own_server, tmp_path, monkeypatch):

@@ -1,11 +1,14 @@
-"""A worker is struck at every one of its commits; what is promised holds all the same."""
+"""A worker is struck at every one of its commits; what is promised holds all the same.
+
+Here for lessons 01, 03 and 06; `make faults` does it for all of them.
+"""
 
 import pytest
 
 from faults.crash import crash_test, every_point, schema_of_its_own
 from shared.testing import LESSONS, number
 
-LESSON_PATHS = sorted(LESSONS.glob("0[1-6]_*"))
+FIRST, QUEUE, LOG, LAST = sorted(LESSONS.glob("0[1346]_*"))
 
 
 @pytest.fixture
@@ -15,7 +18,7 @@ def crash(path, postgres):
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("path", LESSON_PATHS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [FIRST, QUEUE, LAST], ids=lambda path: path.name)
 def test_a_worker_is_killed_at_every_commit(crash, path, when):
     result = every_point(crash, when)
     assert result.violations == []
@@ -33,9 +36,9 @@ def test_a_worker_is_killed_at_every_commit(crash, path, when):
 @pytest.mark.parametrize(
     ("path", "at", "statement", "change"),
     [
-        (LESSON_PATHS[0], 3, "claim_task", "running"),
-        (LESSON_PATHS[3], 16, "record_step", "arrive"),
-        (LESSON_PATHS[5], 16, "succeed_task", "tour: waiting -> queued"),
+        (FIRST, 3, "claim_task", "running"),
+        (LOG, 16, "record_step", "arrive"),
+        (LAST, 16, "succeed_task", "tour: waiting -> queued"),
     ],
     ids=lambda value: value.name if hasattr(value, "name") else str(value),
 )
@@ -46,11 +49,10 @@ def test_the_commits_that_the_lessons_name(crash, at, statement, change):
     assert any(change in one.change for one in commits[at - 1])
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("path", LESSON_PATHS[2::3], ids=lambda path: path.name)
-def test_a_worker_is_stopped_at_every_commit_and_goes_on_when_others_have_finished(crash, when):
+@pytest.mark.parametrize("path", [LAST], ids=lambda path: path.name)
+def test_a_worker_is_stopped_at_every_commit_and_goes_on_when_others_have_finished(crash):
     """What it has sent is on its way until then, and must come to nothing."""
-    result = every_point(crash, when, fault="stop")
+    result = every_point(crash, "before", fault="stop")
     assert result.violations == []
     assert [point.at for point in result.points] == list(range(1, len(crash.commits) + 1))
     assert {point.statements for point in result.points} == set(crash.commits)
