@@ -62,7 +62,7 @@ def crashes(fault: Fault) -> Iterator[Row]:
             continue  # they have no lease, so nobody would take over
         with server() as url, schema_of_its_own(path), crash_test(path, url) as test:
             result = every_point(test, "before", "after", fault=fault)
-        stuck = f", {result.stuck} leave a task stuck, as lesson says" if result.stuck else ""
+        stuck = f", {result.stuck} leave a task stuck, as the lesson says" if result.stuck else ""
         yield Row(
             f"{title} before and after each commit, lesson {path.name[:2]}",
             f"{len(result.points)} points{stuck}",
@@ -155,10 +155,10 @@ def main(seeds: int, examples: int, keep: bool) -> None:
     for row in rows(seeds, examples):
         console.print(" | ".join(cells(row)))
         found.append(row)
+        if keep:
+            write(found)
     table = Table(*HEADER)
     for row in found:
         table.add_row(*cells(row))
     console.print(table)
-    if keep:
-        write(found)
     sys.exit(any(row.violations for row in found))
