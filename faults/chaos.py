@@ -31,7 +31,7 @@ from sqlalchemy.exc import OperationalError
 
 from shared.database import Database, open_database
 from shared.processes import WorkerProcess, wait_until
-from shared.testing import LESSONS, load
+from shared.testing import LESSONS, environment, load
 
 LEASE = 1.0  # seconds
 WORKERS = 3
@@ -135,19 +135,6 @@ def run(lesson: str, seed: int, seconds: float, say: Say = lambda _: None) -> Re
         result = Result(lesson, seed)
         Chaos(path, db, own, home, result, say).run(seconds)
         return result
-
-
-@contextmanager
-def environment(**values: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
 
 
 @contextmanager

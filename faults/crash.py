@@ -29,7 +29,7 @@ from shared.database import Database, open_database
 from shared.postgres import server
 from shared.processes import wait_until
 from shared.story import console, say, scene
-from shared.testing import LESSONS, Lesson
+from shared.testing import LESSONS, Lesson, environment
 
 When = Literal["before", "after"]
 Fault = Literal["kill", "stop"]
@@ -334,13 +334,12 @@ def crash_test(path: Path, url: str) -> Generator[CrashTest]:
 @contextmanager
 def schema_of_its_own(path: Path) -> Generator[None]:
     """Not the lesson's own: a story of it may be running."""
-    with tempfile.TemporaryDirectory() as directory:
-        os.environ["LESSON_SCHEMA"] = f"test_{os.getpid()}_crash_{path.name}"[:60]
-        os.environ["LESSON_OUTSIDE"] = f"{directory}/outside.log"
-        try:
-            yield
-        finally:
-            del os.environ["LESSON_SCHEMA"], os.environ["LESSON_OUTSIDE"]
+    schema = f"test_{os.getpid()}_crash_{path.name}"[:60]
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        environment(LESSON_SCHEMA=schema, LESSON_OUTSIDE=f"{directory}/outside.log"),
+    ):
+        yield
 
 
 def every_point(test: CrashTest, *whens: When, fault: Fault = "kill") -> Result:
@@ -388,7 +387,10 @@ def tell_point(test: CrashTest, at: int, when: When) -> bool:
     for effect in test.lesson.app.outside.effects() or ["nothing"]:
         console.print(Text(f"          {effect}"))
     say(f"the tasks now: {told(test.statuses())}")
-    say("another worker starts; the lease of the first is over, as its clock is turned on")
+    leases = test.lesson.number >= 3
+    say(
+        f"another worker starts{', and the lease of the first is set to be over' if leases else ''}"
+    )
     stuck = test.recover()
     for line in test.said("other"):
         console.print(Text(f"          {line}"))

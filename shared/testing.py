@@ -138,6 +138,20 @@ def db(
 
 
 @contextmanager
+def environment(**values: str) -> Iterator[None]:
+    """Environment variables, for as long as the context lasts."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+@contextmanager
 def working(worker: Any) -> Iterator[None]:
     """Let a Worker of a lesson run in a thread; stop it, and raise what it raised, at the end."""
     errors: list[BaseException] = []
