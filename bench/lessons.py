@@ -19,7 +19,7 @@ from bench import jobs
 from bench.measures import CHILDREN, LEASE, PAYLOAD, STEPS, Sizes, Values, check, wal
 from shared.database import Database, open_database, schema_name
 from shared.processes import WorkerProcess, wait_until, worker_processes
-from shared.testing import Lesson
+from shared.testing import Lesson, environment
 
 HERE = Path(__file__).resolve().parent
 WARM_UP = 50  # tasks
@@ -139,17 +139,14 @@ def said(worker: WorkerProcess) -> list[dict[str, Any]]:
 @contextmanager
 def opened(path: Path) -> Iterator[Bench]:
     """Fresh tables, in a schema of this run's own: the reader's are left alone."""
-    os.environ["LESSON_SCHEMA"] = f"test_bench_{os.getpid()}_{schema_name(path)}"[:60]
     lesson = Lesson(path)
     jobs.register(lesson.tasks, lesson.durable if lesson.number >= 4 else None)
-    try:
-        with (
-            open_database(path, reset=True) as db,
-            db.connect(autocommit=True, application_name="the benchmark looks on") as watcher,
-        ):
-            yield Bench(lesson, db, watcher)
-    finally:
-        del os.environ["LESSON_SCHEMA"]
+    with (
+        environment(LESSON_SCHEMA=f"test_bench_{os.getpid()}_{schema_name(path)}"[:60]),
+        open_database(path, reset=True) as db,
+        db.connect(autocommit=True, application_name="the benchmark looks on") as watcher,
+    ):
+        yield Bench(lesson, db, watcher)
 
 
 def one_round(path: Path, sizes: Sizes) -> Values:

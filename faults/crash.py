@@ -83,7 +83,6 @@ class CrashTest:
     def __init__(self, lesson: Any, db: Database, url: str, nursery: Nursery, logs: Path) -> None:
         self.lesson = lesson
         self.db = db
-        self._url = url
         self._nursery = nursery
         self._logs = logs
         self._proxy = Proxy(url, before_commit=self._before, after_commit=self._after)
@@ -387,10 +386,9 @@ def tell_point(test: CrashTest, at: int, when: When) -> bool:
     for effect in test.lesson.app.outside.effects() or ["nothing"]:
         console.print(Text(f"          {effect}"))
     say(f"the tasks now: {told(test.statuses())}")
-    leases = test.lesson.number >= 3
-    say(
-        f"another worker starts{', and the lease of the first is set to be over' if leases else ''}"
-    )
+    if test.lesson.number >= 3:
+        say("the lease of that worker is set to be over")
+    say("another worker starts")
     stuck = test.recover()
     for line in test.said("other"):
         console.print(Text(f"          {line}"))
