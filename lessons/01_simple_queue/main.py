@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 import app
-from db.queries import Querier
+from db.queries import CLAIM_TASK, Querier
 from shared.database import Database, open_database
 from shared.processes import wait_until, worker_processes
 from shared.story import check, console, say, say_logs, scene
@@ -26,6 +26,7 @@ HERE = Path(__file__).resolve().parent
 def story(db: Database) -> None:
     two_statements(db)
     one_statement(db)
+    a_year_later(db)
     in_the_callers_transaction(db)
     bad_tasks(db)
     killed_worker(db)
@@ -67,6 +68,36 @@ def one_statement(db: Database) -> None:
     shares = Counter(effect.rpartition(" ")[2] for effect in runs)
     say(f"100 tasks, two worker processes, {runs.total()} receipts sent: {shares_of(shares)}")
     check(runs.total() == len(runs) == 100, "each task ran once, and none was lost")
+
+
+def a_year_later(db: Database) -> None:
+    scene("A year later: 25,000 tasks have succeeded, and two are queued")
+    with db.engine.connect() as connection:
+        connection.execute(sa.text(FINISHED), {"count": 25_000})
+        for order in (1, 2):
+            enqueue(connection, "send_receipt", order)
+        connection.execute(sa.text("analyze tasks"))
+        say("explain analyze, with the index tasks_queued:")
+        indexed = explain_claim(connection)
+        connection.execute(sa.text("drop index tasks_queued"))
+        say("and without it:")
+        explain_claim(connection)
+        connection.rollback()  # the index is there again, and the year has not passed
+    check("using tasks_queued" in indexed, "the claim reads what it takes, and no finished task")
+
+
+FINISHED = """
+insert into tasks (name, input, status, output)
+select 'send_receipt', 'null', 'succeeded', 'null' from generate_series(1, :count)
+"""
+
+
+def explain_claim(connection: sa.Connection) -> str:
+    explain = "explain (analyze, costs off, timing off, summary off, buffers off)"
+    plan = connection.scalars(sa.text(f"{explain}\n{CLAIM_TASK}")).all()
+    for line in plan:
+        say(line)
+    return "\n".join(plan)
 
 
 def in_the_callers_transaction(db: Database) -> None:
