@@ -185,6 +185,16 @@ def task_row(db: Database, id: int) -> SimpleNamespace:
         return SimpleNamespace(**dict(zip((c.name for c in cursor.description), row, strict=True)))
 
 
+def waiting_for_a_lock(db: Database) -> int:
+    """How many connections of this process wait for a lock."""
+    with db.connect() as connection:
+        found = connection.execute(
+            "select from pg_stat_activity where wait_event_type = 'Lock'"
+            " and application_name = current_setting('application_name')"
+        )
+        return found.rowcount
+
+
 def wait_for_status(db: Database, id: int, *statuses: str, seconds: float = 20) -> SimpleNamespace:
     """The row of the task once it has one of the statuses; TimeoutError after `seconds`."""
     what = f"task {id} is {' or '.join(statuses)}"

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from shared.processes import WorkerProcess, wait_until, worker_processes
-from shared.testing import task_row, wait_for_status, working
+from shared.testing import task_row, wait_for_status, waiting_for_a_lock, working
 
 
 def enqueue(lesson, db, name, input):
@@ -169,17 +169,10 @@ def test_two_claims_at_the_same_time_take_two_tasks(lesson, db):
         claimed.append(lesson.queries.Querier(one).claim_task().id)
         other = threading.Thread(target=claim)
         other.start()
-        wait_until(lambda: len(claimed) == 2 or waits_for_a_lock(db), "the second claim is there")
+        wait_until(lambda: len(claimed) == 2 or waiting_for_a_lock(db), "the second claim is there")
         one.commit()
         other.join()
     assert sorted(claimed) == [first, second]
-
-
-def waits_for_a_lock(db):
-    with db.connect() as connection:
-        return connection.execute(
-            "select count(*) from pg_stat_activity where wait_event_type = 'Lock'"
-        ).fetchone()[0]
 
 
 # Run

@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from shared.processes import wait_until, worker_processes
-from shared.testing import task_row, wait_for_status, working
+from shared.testing import task_row, wait_for_status, waiting_for_a_lock, working
 
 
 def enqueue(lesson, db, tasks, name="nothing", input=None, **options):
@@ -71,15 +71,6 @@ def finish(db, ids):
         )
 
 
-def waits_for_a_lock(db):
-    """Does a connection of this process wait?"""
-    with db.connect() as connection:
-        return connection.execute(
-            "select exists (select from pg_stat_activity where wait_event_type = 'Lock'"
-            " and application_name = current_setting('application_name'))"
-        ).fetchone()[0]
-
-
 def most_at_once(effects):
     """How many ran at the same time, by the order of their starts and ends."""
     return max(accumulate(1 if effect.startswith("start") else -1 for effect in effects))
@@ -129,7 +120,7 @@ def test_two_batches_at_the_same_time_share_no_task(lesson, db):
         first = claim(lesson, one, 3)
         other = threading.Thread(target=claim_too)
         other.start()
-        wait_until(lambda: claimed or waits_for_a_lock(db), "the second claim is there")
+        wait_until(lambda: claimed or waiting_for_a_lock(db), "the second claim is there")
         one.commit()
         other.join()
     assert sorted(first + claimed) == ids
@@ -290,7 +281,7 @@ def test_a_claim_that_has_waited_for_the_limit_counts_anew(lesson, db):
         assert lesson.queries.Querier(one).lock_limit(queue="default") == 3
         assert len(claim(lesson, one, 3, limited=True)) == 3
         other = thread.submit(claim_as_worker, lesson, db, 8)
-        wait_until(lambda: other.done() or waits_for_a_lock(db), "the second claim is there")
+        wait_until(lambda: other.done() or waiting_for_a_lock(db), "the second claim is there")
         one.commit()
         assert other.result(timeout=20) == []
     assert count(db, "running") == 3
@@ -357,7 +348,7 @@ def test_a_worker_that_is_stopped_while_it_waits_leaves_nothing_running(lesson, 
         lesson.queries.Querier(holder).lock_limit(queue="default")
         # Not `working`: that would stop it a second time, which means "do not wait for the tasks".
         run = thread.submit(worker.run)
-        wait_until(lambda: waits_for_a_lock(db), "the dispatcher waits for the limit")
+        wait_until(lambda: waiting_for_a_lock(db), "the dispatcher waits for the limit")
         worker.stop()
         holder.rollback()
         run.result(timeout=20)

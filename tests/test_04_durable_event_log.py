@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from shared.outside import Outside
 from shared.processes import wait_until
-from shared.testing import task_row, wait_for_status, working
+from shared.testing import task_row, wait_for_status, waiting_for_a_lock, working
 
 MINUTE = timedelta(minutes=1)
 
@@ -118,15 +118,6 @@ def dies(queue, when, position=1):
         return recorded
 
     queue.record_step = record_step
-
-
-def waits_for_a_lock(db):
-    """Does a connection of this process wait?"""
-    return execute(
-        db,
-        "select exists (select from pg_stat_activity where wait_event_type = 'Lock'"
-        " and application_name = current_setting('application_name'))",
-    )[0][0]
 
 
 # A kill at every place, with real processes
@@ -466,7 +457,7 @@ def test_a_record_waits_for_who_is_just_taking_the_task_away(lesson, db):
                 return record(late, id, attempt=1)
 
         late = thread.submit(late_record)
-        wait_until(lambda: late.done() or waits_for_a_lock(db), "the record is there")
+        wait_until(lambda: late.done() or waiting_for_a_lock(db), "the record is there")
         one.commit()
         assert late.result(timeout=20) == 0
     assert log_rows(db, id) == []

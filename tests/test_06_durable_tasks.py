@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError
 
 from shared.processes import WorkerProcess, wait_until, worker_processes
-from shared.testing import task_row, wait_for_status, working
+from shared.testing import task_row, wait_for_status, waiting_for_a_lock, working
 
 MINUTE = timedelta(minutes=1)
 ENDED = ("succeeded", "failed", "cancelled")
@@ -360,7 +360,7 @@ def test_of_an_end_and_a_suspension_at_the_same_moment_the_second_sees_the_first
         one(lesson.queries.Querier(connection))
         thread = threading.Thread(target=do_second)
         thread.start()
-        wait_until(lambda: waits_for_a_lock(db), "the second waits for the first")
+        wait_until(lambda: waiting_for_a_lock(db), "the second waits for the first")
         connection.commit()
         thread.join()
     assert results["child"] == 1
@@ -375,24 +375,11 @@ def test_two_children_that_end_at_the_same_moment_are_counted_one_after_the_othe
     with ThreadPoolExecutor(1) as thread, db.engine.connect() as connection:
         assert lesson.queries.Querier(connection).succeed_task(id=one.id, attempt=1, output="1")
         second = thread.submit(finish, lesson, db, two)
-        wait_until(lambda: second.done() or waits_for_a_lock(db), "the second end is there")
+        wait_until(lambda: second.done() or waiting_for_a_lock(db), "the second end is there")
         connection.commit()
         assert second.result(timeout=20) == 1
     assert (task_row(db, id).completions, task_row(db, id).status) == (2, "queued")
     assert [completion for *_, completion in log_of(db, id)] == [1, 2]
-
-
-def waiting_for_a_lock(db):
-    """How many connections of this process wait."""
-    return execute(
-        db,
-        "select count(*) from pg_stat_activity where wait_event_type = 'Lock'"
-        " and application_name = current_setting('application_name')",
-    )[0][0]
-
-
-def waits_for_a_lock(db):
-    return waiting_for_a_lock(db) > 0
 
 
 def test_no_wake_up_is_lost_in_two_thousand_races(lesson, db):
@@ -881,7 +868,7 @@ def test_a_write_waits_for_who_is_just_taking_the_task_away(lesson, db, write):
                 return queue.settle_children(task_id=id, attempt=1, positions=[1])
 
         late = thread.submit(late_write)
-        wait_until(lambda: late.done() or waits_for_a_lock(db), "the write is there")
+        wait_until(lambda: late.done() or waiting_for_a_lock(db), "the write is there")
         connection.commit()
         assert not late.result(timeout=20)
     assert claim(lesson, db, id).attempt == 2
@@ -923,7 +910,7 @@ def test_a_child_that_was_lost_when_looked_at_may_be_well_when_it_is_locked(less
     with ThreadPoolExecutor(1) as thread, db.connect(autocommit=True) as holder:
         holder.execute("select pg_advisory_lock(hashtextextended('slow clock', 0))")
         slow = thread.submit(slow_taker)
-        wait_until(lambda: slow.done() or waits_for_a_lock(db), "the slow one has looked")
+        wait_until(lambda: slow.done() or waiting_for_a_lock(db), "the slow one has looked")
         assert not slow.done()
         if meanwhile == "succeeded":
             assert finish(lesson, db, task) == 1
