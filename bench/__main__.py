@@ -95,7 +95,7 @@ def main(
     report.show(report.numbers(result))
     console.print(f"{report.about(result)}\n{LEGEND}")
     if docs:
-        result["growth"] = measure_growth(PATHS[max(PATHS)], sizes.tasks, full=False)
+        result["growth"] = measure_growth(PATHS[max(PATHS)], 2 * sizes.tasks, full=True)
         show_growth(result["growth"])
         file = file or DOCS / "numbers.json"
     if file:

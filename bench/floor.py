@@ -7,7 +7,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, LiteralString, NamedTuple
@@ -80,13 +80,18 @@ def check_status(connection: psycopg.Connection[Any], status: LiteralString, cou
 
 def enqueueing(connection: psycopg.Connection[Any], tasks: int) -> Values:
     rates: Values = {}
-    for count in (WARM_UP, tasks):
-        connection.execute("truncate tasks")
-        start = time.perf_counter()
-        for _ in range(count):
-            connection.execute(ENQUEUE, (PAYLOAD,))
-        rates["enqueue_one"] = count / (time.perf_counter() - start)
-    check_status(connection, "queued", tasks)
+    for key, transaction in (
+        ("enqueue_one", nullcontext),
+        ("enqueue_transaction", connection.transaction),
+    ):
+        for count in (WARM_UP, tasks):
+            connection.execute("truncate tasks")
+            start = time.perf_counter()
+            with transaction():
+                for _ in range(count):
+                    connection.execute(ENQUEUE, (PAYLOAD,))
+            rates[key] = count / (time.perf_counter() - start)
+        check_status(connection, "queued", tasks)
     connection.execute("truncate tasks")
     start = time.perf_counter()
     connection.execute(ENQUEUE_ALL, ([PAYLOAD] * 10 * tasks,))

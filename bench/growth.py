@@ -1,17 +1,17 @@
 """The same drain in a table that has grown, and what the claim reads there."""
 
 import inspect
-import re
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, LiteralString, cast
+from typing import Any, LiteralString
 
 import psycopg
 from psycopg.sql import SQL, Literal
 
-from bench.lessons import Bench, opened
+from bench.lessons import Bench, opened, placeholders
 from bench.measures import PAYLOAD, check
 
+LONG = 5  # times as many tasks, in the drains that leave dead rows behind
 CLAIMED = 10  # by the claim that is explained: as many as a worker has slots
 
 FINISHED = """
@@ -36,8 +36,14 @@ def grow(lesson: Path, tasks: int, full: bool) -> dict[str, Any]:
         with bench.workers("a"):
             bench.drain("nothing", PAYLOAD, tasks)  # a warm-up
             found = [one_case(bench, title, query, rows, tasks) for title, query, rows in cases]
-        long = [long_drain(bench, 10 * tasks, held=held) for held in (False, True)]
-    return {"lesson": lesson.name, "tasks": tasks, "cases": found, "long": long}
+        long = [long_drain(bench, LONG * tasks, held=held) for held in (False, True)]
+    return {
+        "lesson": lesson.name,
+        "tasks": tasks,
+        "long_tasks": LONG * tasks,
+        "cases": found,
+        "long": long,
+    }
 
 
 def one_case(
@@ -88,9 +94,9 @@ def explain_claim(
     known = {"worker_id": worker, "queue": "default", "at_most": at_most, "limited": False}
     names = list(inspect.signature(queries.Querier.claim_tasks).parameters)[1:]
     values = SQL(", ").join(Literal(known[name]) for name in names)
-    text = re.sub(r":p(\d)", r"$\1", queries.CLAIM_TASKS).replace("\\:", ":")
+    text = placeholders(queries.CLAIM_TASKS, r"$\1")
     connection.execute(SQL("set local plan_cache_mode = {}").format(SQL(mode)))
-    connection.execute(cast(LiteralString, f"prepare claim as {text}"))
+    connection.execute(f"prepare claim as {text}")
     explained = connection.execute(
         SQL("explain (analyze, buffers, format json) execute claim({})").format(values)
     ).fetchall()

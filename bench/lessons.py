@@ -1,8 +1,10 @@
 """One round of one lesson: its own tables, its own modules, real worker processes."""
 
+import inspect
 import json
 import os
 import random
+import re
 import signal
 import statistics
 import time
@@ -10,13 +12,13 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, LiteralString
+from typing import Any, LiteralString, cast
 
 import psycopg
 import sqlalchemy as sa
 
 from bench import jobs
-from bench.measures import CHILDREN, LEASE, PAYLOAD, STEPS, Sizes, Values, check, wal
+from bench.measures import CHILDREN, LEASE, PAYLOAD, STEPS, WIDE, Sizes, Values, check, wal
 from shared.database import Database, open_database, schema_name
 from shared.processes import WorkerProcess, wait_until, worker_processes
 from shared.testing import Lesson, environment
@@ -162,9 +164,9 @@ def one_round(path: Path, sizes: Sizes) -> Values:
         with bench.workers("a", "b") as workers:
             found |= draining_by_two(bench, workers, sizes)
         if bench.lesson.number >= 2:
-            found |= telling(bench, sizes)
+            found |= draining_in_many_slots(bench, sizes) | telling(bench, sizes)
         if bench.lesson.number >= 4:
-            found |= stepping(bench, sizes)
+            found |= stepping(bench, sizes) | recording(bench, sizes)
         if bench.lesson.number >= 3:
             found |= recovering(bench)
     return found
@@ -175,7 +177,7 @@ def enqueueing(bench: Bench, sizes: Sizes) -> Values:
     found: Values = {}
     for key, connect in (
         ("enqueue_one", bench.db.autocommit.connect),
-        ("enqueue_bulk", bench.db.engine.begin),
+        ("enqueue_transaction", bench.db.engine.begin),
     ):
         for count in (WARM_UP, sizes.tasks):
             bench.empty()
@@ -186,6 +188,14 @@ def enqueueing(bench: Bench, sizes: Sizes) -> Values:
             found[key] = count / (time.perf_counter() - start)
         queued = bench.ask("select count(*) from tasks where status = 'queued'")
         check(queued == sizes.tasks, f"{sizes.tasks} were enqueued, and {queued} are there")
+    if bench.lesson.number >= 3:
+        for count in (WARM_UP, 10 * sizes.tasks):
+            bench.empty()
+            start = time.perf_counter()
+            with bench.db.autocommit.connect() as connection:
+                ids = bench.lesson.tasks.enqueue_many(connection, "nothing", [payload] * count)
+            found["enqueue_bulk"] = count / (time.perf_counter() - start)
+            check(len(ids) == count, f"{count} were enqueued, and {len(ids)} ids returned")
     return found
 
 
@@ -200,6 +210,13 @@ def draining_by_two(bench: Bench, workers: list[WorkerProcess], sizes: Sizes) ->
     warm_up(bench)
     seconds, _ = bench.cost(workers, "nothing", PAYLOAD, sizes.tasks, runs=sizes.tasks)
     return {"drain_2": sizes.tasks / seconds}
+
+
+def draining_in_many_slots(bench: Bench, sizes: Sizes) -> Values:
+    with bench.workers("a", slots=WIDE) as workers:
+        warm_up(bench)
+        seconds, each = bench.cost(workers, "nothing", PAYLOAD, sizes.tasks, runs=sizes.tasks)
+    return {"drain_wide": sizes.tasks / seconds, "wide_statements": each["statements"]}
 
 
 def telling(bench: Bench, sizes: Sizes) -> Values:
@@ -257,6 +274,47 @@ def stepping(bench: Bench, sizes: Sizes) -> Values:
         in_steps = bench.run_one("steps", sizes.steps)
         check_log(bench, sizes.steps)
     return {"workflows_1": count / seconds, "step": in_steps * 1000 / sizes.steps}
+
+
+def recording(bench: Bench, sizes: Sizes) -> Values:
+    """What RecordStep costs without a worker around it: as plain psycopg sends it, and by way of
+    the generated code, by turns."""
+    bench.empty()
+    task_id = bench.ask(
+        "insert into tasks (name, input, status, attempt, worker_id, started_at)"
+        " values ('steps', 'null', 'running', 1, 1, clock_timestamp()) returning id"
+    )
+    run = {"task_id": task_id, "attempt": 1}
+    step = {"kind": "step", "name": "step", "input": "[[1], {}]", "output": "1", "error": None}
+    queries = bench.lesson.queries
+    names = list(inspect.signature(queries.Querier.record_step).parameters)[1:]
+    statement = placeholders(queries.RECORD_STEP, r"%(p\1)s")
+    seconds = {"step_statement": 0.0, "step_generated": 0.0}
+    with bench.db.autocommit.connect() as connection:
+        querier = queries.Querier(connection)
+
+        def plainly(position: int) -> None:
+            values: dict[str, Any] = {**run, **step, "position": position}
+            bench.watcher.execute(statement, {f"p{n}": values[k] for n, k in enumerate(names, 1)})
+
+        def generated(position: int) -> None:
+            querier.record_step(**run, **step, position=position)
+
+        for first in range(0, WARM_UP + sizes.steps, WARM_UP):
+            for key, record in (("step_statement", plainly), ("step_generated", generated)):
+                start = time.perf_counter()
+                for position in range(first, first + WARM_UP):
+                    record(2 * position + (record is plainly))
+                if first:
+                    seconds[key] += time.perf_counter() - start
+    count = len(range(WARM_UP, WARM_UP + sizes.steps, WARM_UP)) * WARM_UP
+    check_log(bench, 2 * (WARM_UP + count))
+    return {key: spent * 1000 / count for key, spent in seconds.items()}
+
+
+def placeholders(text: str, form: str) -> LiteralString:
+    """A generated query's text with other placeholders than those of SQLAlchemy."""
+    return cast(LiteralString, re.sub(r":p(\d)", form, text).replace("\\:", ":"))
 
 
 def check_log(bench: Bench, entries: int) -> None:

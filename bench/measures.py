@@ -33,7 +33,7 @@ class Sizes:
     @property
     def steps(self) -> int:
         """Of the one long workflow."""
-        return max(20, self.tasks // 10)
+        return max(20, self.tasks // 3)
 
     @property
     def samples(self) -> int:
@@ -46,7 +46,7 @@ class Sizes:
 
 
 PAYLOAD = '{"padding": "' + "x" * 85 + '"}'  # 100 bytes of JSON
-STEPS, CHILDREN, BATCH, LEASE = 10, 50, 100, 2.0
+STEPS, CHILDREN, BATCH, WIDE, LEASE = 10, 50, 100, 20, 2.0
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,11 @@ class Measure:
 
 MEASURES = [
     Measure("enqueue_one", "enqueue, one by one", "tasks/s"),
-    Measure("enqueue_bulk", "enqueue, all in one transaction", "tasks/s"),
+    Measure("enqueue_transaction", "enqueue, all in one transaction", "tasks/s"),
+    Measure("enqueue_bulk", "enqueue, all in one statement", "tasks/s"),
     Measure("drain_1", "drain, 1 worker process", "tasks/s"),
     Measure("drain_2", "drain, 2 worker processes", "tasks/s"),
+    Measure("drain_wide", f"drain, 1 worker process, {WIDE} slots", "tasks/s"),
     Measure("drain_told", "drain, 1 worker that prints each run", "tasks/s"),
     Measure("drain_batch_1", f"drain, batches of {BATCH}, 1 process", "tasks/s"),
     Measure("drain_batch_2", f"drain, batches of {BATCH}, 2 processes", "tasks/s"),
@@ -69,11 +71,14 @@ MEASURES = [
     Measure("workflows_10", f"workflows of {STEPS} steps, 10 slots", "/s"),
     Measure("workflows_1", f"workflows of {STEPS} steps, 1 slot", "/s"),
     Measure("step", "one step, 1 slot", "ms"),
+    Measure("step_statement", "its statement alone, plain psycopg", "ms"),
+    Measure("step_generated", "its statement alone, generated code", "ms"),
     Measure("fan_out", f"fan-out: {CHILDREN} children and their parent", "ms"),
     Measure("idle", "idle worker: enqueue to start, median", "ms"),
     Measure("idle_p95", "idle worker: enqueue to start, 95 %", "ms"),
     Measure("recovery", f"kill -9 to the next attempt, lease {LEASE:g} s", "s"),
     Measure("task_statements", "statements per task", ""),
+    Measure("wide_statements", f"statements per task, {WIDE} slots", ""),
     Measure("task_wal", "WAL per task", "bytes"),
     Measure("task_cpu", "worker CPU per task", "ms"),
     Measure("workflow_statements", f"statements per workflow of {STEPS} steps", ""),

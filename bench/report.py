@@ -73,7 +73,7 @@ def grown(growth: dict[str, Any]) -> Rows:
 
 
 def long_drains(growth: dict[str, Any]) -> Rows:
-    header = [f"drain of {10 * growth['tasks']:,}, tasks/s", "all", "first fifth", "last fifth"]
+    header = [f"drain of {growth['long_tasks']:,}, tasks/s", "all", "first fifth", "last fifth"]
     return [
         [*header, "dead rows it left"],
         *(
