@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from faults import chaos
 from shared.database import open_database
 from shared.processes import WorkerProcess, wait_until, worker_processes
-from shared.testing import task_row, wait_for_status, working
+from shared.testing import task_row, wait_for_status, waiting_for_a_lock, working
 
 MINUTE = timedelta(minutes=1)
 ENDED = ("succeeded", "failed")
@@ -84,15 +84,6 @@ def take_back(lesson, db):
 def lease_runs_out(db):
     """Move the database's clock: for the workers that are registered now."""
     execute(db, "update workers set alive_until = clock_timestamp() - interval '1 s'")
-
-
-def waits_for_a_lock(db):
-    """Does a connection of this process wait?"""
-    return execute(
-        db,
-        "select exists (select from pg_stat_activity where wait_event_type = 'Lock'"
-        " and application_name = current_setting('application_name'))",
-    )[0][0]
 
 
 # The fence
@@ -190,7 +181,7 @@ def test_a_result_and_a_take_back_at_the_same_moment(lesson, db, order):
                     return late.succeed_task(id=id, attempt=1, output="1")
 
             late = thread.submit(succeed)
-            wait_until(lambda: late.done() or waits_for_a_lock(db), "the late result is there")
+            wait_until(lambda: late.done() or waiting_for_a_lock(db), "the late result is there")
             one.commit()
             assert late.result(timeout=20) == 0
             assert task_row(db, id).status == "queued"
@@ -254,7 +245,7 @@ def test_a_heartbeat_and_a_burial_at_the_same_moment(lesson, db, first):
     with db.engine.connect() as one, ThreadPoolExecutor(1) as thread:
         assert (beat if first == "heartbeat" else bury)(lesson.queries.Querier(one)) == 1
         other = thread.submit(second)
-        wait_until(lambda: other.done() or waits_for_a_lock(db), "the second is there")
+        wait_until(lambda: other.done() or waiting_for_a_lock(db), "the second is there")
         one.commit()
         assert other.result(timeout=20) == 0
     assert execute(db, "select count(*) from workers")[0][0] == (first == "heartbeat")
@@ -304,7 +295,7 @@ def test_the_heartbeat_waits_for_nothing_that_the_upkeep_waits_for(lesson, db):
         upkeep_rounds(lesson, db, 1)
         with db.connect() as holder:
             holder.execute("lock table tasks")
-            wait_until(lambda: waits_for_a_lock(db), "the upkeep waits")
+            wait_until(lambda: waiting_for_a_lock(db), "the upkeep waits")
             for _ in range(3):
                 before = lease()
                 wait_until(lambda before=before: lease() > before, "it is renewed", 5)
@@ -480,7 +471,7 @@ def slow_take_back(lesson, db, meanwhile):
     with ThreadPoolExecutor(1) as thread, db.connect(autocommit=True) as holder:
         holder.execute("select pg_advisory_lock(hashtextextended('slow clock', 0))")
         slow = thread.submit(slow_taker)
-        wait_until(lambda: slow.done() or waits_for_a_lock(db), "the slow one has looked")
+        wait_until(lambda: slow.done() or waiting_for_a_lock(db), "the slow one has looked")
         assert not slow.done()
         meanwhile()
         holder.execute("select pg_advisory_unlock_all()")
@@ -1036,7 +1027,7 @@ def test_the_key_of_an_open_transaction_makes_the_second_wait(lesson, db, end):
     with db.engine.connect() as connection, ThreadPoolExecutor(1) as thread:
         first = lesson.tasks.enqueue(connection, "divide", [6, 3], idempotency_key="k")
         second = thread.submit(enqueue, lesson, db, "divide", [6, 3], idempotency_key="k")
-        wait_until(lambda: second.done() or waits_for_a_lock(db), "the second enqueue is there")
+        wait_until(lambda: second.done() or waiting_for_a_lock(db), "the second enqueue is there")
         assert not second.done()
         getattr(connection, end)()
         assert (second.result(timeout=20) == first) == (end == "commit")
@@ -1044,8 +1035,6 @@ def test_the_key_of_an_open_transaction_makes_the_second_wait(lesson, db, end):
 
 
 def test_a_key_that_a_transaction_cannot_see_is_an_error_and_no_second_task(lesson, db):
-    with db.connect() as connection:
-        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
     engine = db.engine.execution_options(isolation_level="REPEATABLE READ")
     with engine.connect() as connection:
         connection.exec_driver_sql("select 1 from tasks").all()  # takes the snapshot
@@ -1120,6 +1109,123 @@ def test_the_widest_options_are_good(lesson, db):
     with working(lesson.worker.Worker(db, "w")):
         wait_until(lambda: count(db, "succeeded") == 2, "both have run")
         upkeep_rounds(lesson, db, 1)
+
+
+# Many at once
+
+
+def enqueue_many(lesson, db, name, inputs, **options):
+    with db.autocommit.connect() as connection:
+        return lesson.tasks.enqueue_many(connection, name, inputs, **options)
+
+
+def test_many_are_enqueued_in_the_order_of_their_inputs(lesson, db):
+    enqueue(lesson, db, "divide", [1, 1])
+    inputs = [{"number": n, "text": 'é "\\, {} \n'} for n in range(3000)]
+    ids = enqueue_many(lesson, db, "nothing", (input for input in inputs))
+    assert ids == sorted(set(ids))
+    found = execute(db, "select id, input from tasks where name = 'nothing' order by id")
+    assert found == list(zip(ids, inputs, strict=True))
+
+
+def test_what_many_inputs_were_is_what_the_function_gets(lesson, db, monkeypatch):
+    inputs = [None, True, 1, 1.0, 1e300, 2**70, "", "null", "NULL", '"', "{}", [], {}, [[]], "a,b"]
+    monkeypatch.setitem(lesson.tasks.registry, "echo", repr)
+    ids = enqueue_many(lesson, db, "echo", inputs)
+    with working(lesson.worker.Worker(db, "w")):
+        wait_until(lambda: count(db, "succeeded") == len(inputs), "all have run")
+    assert [task_row(db, id).output for id in ids] == [repr(input) for input in inputs]
+
+
+def test_many_have_the_options_of_one(lesson, db):
+    options = {
+        "queue": "reports",
+        "priority": 7,
+        "delay": MINUTE,
+        "start_timeout": 2 * MINUTE,
+        "timeout": 3 * MINUTE,
+        "max_attempts": 9,
+    }
+    one = enqueue(lesson, db, "divide", [6, 3], **options)
+    many = enqueue_many(lesson, db, "divide", [[6, 3]], **options)
+    plain = enqueue(lesson, db, "divide", [6, 3]), *enqueue_many(lesson, db, "divide", [[6, 3]])
+    for first, second in ((one, *many), plain):
+        of_first, of_second = (
+            execute(
+                db,
+                "select queue, name, cast(input as text), status, priority, max_attempts, timeout,"
+                " date_trunc('minute', run_at - created_at + interval '1 s'), attempt,"
+                " date_trunc('minute', start_by - created_at + interval '1 s'), idempotency_key"
+                " from tasks where id = %s",
+                id,
+            )
+            for id in (first, second)
+        )
+        assert of_first == of_second
+
+
+def test_many_without_inputs_are_none(lesson, db):
+    assert enqueue_many(lesson, db, "divide", []) == []
+    assert execute(db, "select * from tasks") == []
+
+
+def test_many_take_part_in_the_callers_transaction(lesson, db):
+    with db.engine.connect() as connection:
+        assert len(lesson.tasks.enqueue_many(connection, "divide", [[6, 3]] * 10)) == 10
+        assert execute(db, "select * from tasks") == []
+        connection.rollback()
+    assert execute(db, "select * from tasks") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "why"),
+    [
+        ("divided", [[6, 3]], "no task 'divided'"),
+        ("divide", [[6, 3], [1, float("nan")], [1, 1]], r"inputs\[1\]: not JSON"),
+        ("divide", [[6, 3], (1, 2)], r"inputs\[1\]: JSON would change it"),
+        ("divide", ["x" * 999_000] * 51, "51 inputs with 50,949,102 characters .* in parts"),
+    ],
+)
+def test_one_that_is_bad_among_many_writes_none(lesson, db, name, inputs, why):
+    with pytest.raises(lesson.tasks.BadInput, match=why):
+        enqueue_many(lesson, db, name, inputs)
+    assert execute(db, "select * from tasks") == []
+
+
+@pytest.mark.parametrize("bad", [bad for bad in BAD_OPTIONS if not bad.startswith("key")])
+def test_a_bad_option_of_many_is_refused_at_the_door(lesson, db, bad):
+    options, why = BAD_OPTIONS[bad]
+    with pytest.raises(lesson.tasks.BadInput, match=why):
+        enqueue_many(lesson, db, "divide", [[6, 3]], **options)
+    assert execute(db, "select * from tasks") == []
+
+
+# A limit whose holder stands still
+
+
+def test_a_worker_that_stands_still_in_its_claim_does_not_keep_the_limit(lesson, db, monkeypatch):
+    with db.engine.begin() as connection:
+        lesson.tasks.limit_queue(connection, "default", 1)
+    stands, goes_on = threading.Event(), threading.Event()
+    count_running = lesson.queries.Querier.count_running
+
+    def stand_still(self, **queue):
+        if not stands.is_set():
+            stands.set()
+            assert goes_on.wait(60)
+        return count_running(self, **queue)
+
+    monkeypatch.setattr(lesson.queries.Querier, "count_running", stand_still)
+    with working(lesson.worker.Worker(db, "slow")):
+        assert stands.wait(20), "it holds the lock on the limit"
+        try:
+            enqueue(lesson, db, "nothing")
+            with working(lesson.worker.Worker(db, "quick")):
+                wait_until(lambda: count(db, "succeeded") == 1, "the other one claims", seconds=15)
+        finally:
+            goes_on.set()
+        enqueue(lesson, db, "nothing")
+        wait_until(lambda: count(db, "succeeded") == 2, "and the first one has recovered")
 
 
 # Stopping

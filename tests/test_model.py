@@ -659,7 +659,14 @@ class Puppet:
     come and go freely; its upkeep never comes, the schedule does that.
     """
 
-    FREE = ("register_worker", "unregister_worker", "heartbeat", "lock_limit", "count_running")
+    FREE = (
+        "register_worker",
+        "unregister_worker",
+        "heartbeat",
+        "bound_idle_time",
+        "lock_limit",
+        "count_running",
+    )
 
     def __init__(self, lesson: Lesson, db: Any, name: str) -> None:
         self.db = replace(db)  # engines of its own

@@ -18,7 +18,7 @@ from db.queries import Querier
 from shared.database import Database, open_database
 from shared.processes import wait_until, worker_processes
 from shared.story import check, console, say, say_logs, scene
-from tasks import BadInput, Json, enqueue, limit_queue
+from tasks import BadInput, Json, enqueue, enqueue_many, limit_queue
 from worker import Worker, backoff
 
 HERE = Path(__file__).resolve().parent
@@ -33,6 +33,7 @@ def story(db: Database) -> None:
     takes_too_long(db)
     order_and_delay(db)
     same_key(db)
+    many_at_once(db)
     graceful_stop(db)
 
 
@@ -174,6 +175,28 @@ def same_key(db: Database) -> None:
         enqueue_one(db, "send_receipt", 8, idempotency_key="order 7", empty=False)
     except BadInput as error:
         say(f"another order, refused: {str(error).partition(':')[0]}")
+
+
+def many_at_once(db: Database) -> None:
+    scene("A thousand receipts: as many statements, or one")
+    orders = range(1000)
+    start = time.monotonic()
+    with db.autocommit.connect() as connection:
+        for order in orders:
+            enqueue(connection, "send_receipt", order)
+    commits = time.monotonic()
+    with db.engine.begin() as connection:
+        for order in orders:
+            enqueue(connection, "send_receipt", order)
+    statements = time.monotonic()
+    with db.engine.begin() as connection:
+        ids = enqueue_many(connection, "send_receipt", orders)
+    end = time.monotonic()
+    say(f"a statement and a commit for each: {commits - start:.3f} s")
+    say(f"a statement for each, one commit: {statements - commits:.3f} s")
+    say(f"one statement: {end - statements:.3f} s")
+    inputs = [get(db, id).input for id in (ids[0], ids[500], ids[999])]
+    check(inputs == [0, 500, 999], "the ids are in the order of the inputs")
 
 
 def graceful_stop(db: Database) -> None:

@@ -10,7 +10,7 @@ from datetime import timedelta
 from queue import SimpleQueue
 
 import sqlalchemy as sa
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, InternalError, OperationalError
 
 from db.queries import ClaimTasksRow, Querier
 from shared.database import Database
@@ -115,7 +115,7 @@ class Worker:
                 self._slot_freed.clear()
                 try:
                     tasks = self._claim(connection, self.slots - len(self._running))
-                except OperationalError as error:
+                except (OperationalError, InternalError) as error:  # InternalError: BoundIdleTime
                     # Was it committed? If so, TakeBackLostClaims will find it.
                     self._reconnect(connection, error)
                     continue
@@ -152,6 +152,7 @@ class Worker:
     def _claim_within_limit(self, free_slots: int) -> list[ClaimTasksRow]:
         with self._db.engine.begin() as connection:
             queue = Querier(connection)
+            queue.bound_idle_time()
             limit = queue.lock_limit(queue=self.queue)
             if limit is None:
                 return []
@@ -224,12 +225,12 @@ class Worker:
                     raise
                 self._wait(error)
 
-    def _reconnect(self, connection: sa.Connection, error: OperationalError) -> None:
+    def _reconnect(self, connection: sa.Connection, error: DBAPIError) -> None:
         connection.invalidate()
         connection.rollback()  # the next statement gets a new connection
         self._wait(error)
 
-    def _wait(self, error: OperationalError) -> None:
+    def _wait(self, error: DBAPIError) -> None:
         log.warning("worker %s: %s", self.name, str(error.orig).partition("\n")[0])
         time.sleep(POLL_SECONDS)
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -12,6 +12,7 @@ from db.queries import Querier
 
 Json = Any  # what json.loads can return
 MAX_JSON_BYTES = 1_000_000
+MAX_BATCH_CHARACTERS = 50_000_000
 MAX_ERROR_CHARACTERS = 10_000
 MAX_INT = 2**31 - 1
 MAX_DURATION = timedelta(days=3650)
@@ -62,14 +63,8 @@ def enqueue(
     begun it by then, counted from the end of the delay. timeout: for each attempt.
     idempotency_key: a second enqueue of this name with this key returns the first one's id.
     """
-    if name not in registry:
-        raise BadInput(f"there is no task {name!r}; registered: {', '.join(sorted(registry))}")
-    check_queue(queue)
-    check_number("priority", priority, -MAX_INT, MAX_INT)
-    check_number("max_attempts", max_attempts, 1, MAX_INT)
-    check_duration("delay", delay)
-    check_duration("start_timeout", start_timeout)
-    check_duration("timeout", timeout)
+    check_name(name)
+    check_options(queue, priority, max_attempts, timeout, delay, start_timeout)
     check_key(idempotency_key)
     queries = Querier(connection)
     task_id = queries.enqueue_task(
@@ -95,6 +90,50 @@ def enqueue(
     return first.id
 
 
+def enqueue_many(
+    connection: sa.Connection,
+    name: str,
+    inputs: Iterable[Json],
+    *,
+    queue: str = "default",
+    priority: int = 0,
+    delay: timedelta | None = None,
+    start_timeout: timedelta | None = None,
+    timeout: timedelta | None = None,
+    max_attempts: int = 5,
+) -> list[int]:
+    """Put a task for each of the inputs into the queue; their ids, in the same order.
+
+    It is one INSERT, as with `enqueue`, and the options are the same for all. If one input is bad,
+    nothing is written. Raises BadInput.
+    """
+    check_name(name)
+    check_options(queue, priority, max_attempts, timeout, delay, start_timeout)
+    texts: list[str] = []
+    for place, input in enumerate(inputs):
+        try:
+            texts.append(to_json(input))
+        except BadInput as error:
+            raise BadInput(f"inputs[{place}]: {error}") from None
+    size = sum(map(len, texts))
+    if size > MAX_BATCH_CHARACTERS:
+        raise BadInput(
+            f"{len(texts):,} inputs with {size:,} characters of JSON, and {MAX_BATCH_CHARACTERS:,} "
+            "is the most for all together: enqueue them in parts"
+        )
+    ids = Querier(connection).enqueue_tasks(
+        queue=queue,
+        name=name,
+        inputs=f"[{','.join(texts)}]",
+        priority=priority,
+        delay=delay,
+        start_timeout=start_timeout,
+        timeout=timeout,
+        max_attempts=max_attempts,
+    )
+    return sorted(ids)
+
+
 def limit_queue(connection: sa.Connection, queue: str, max_running: int) -> None:
     """Let at most `max_running` tasks of the queue run at once, over all workers; 0 pauses it.
 
@@ -107,10 +146,32 @@ def limit_queue(connection: sa.Connection, queue: str, max_running: int) -> None
     Querier(connection).limit_queue(queue=queue, max_running=max_running)
 
 
+def check_name(name: str) -> None:
+    if name not in registry:
+        raise BadInput(f"there is no task {name!r}; registered: {', '.join(sorted(registry))}")
+
+
 def check_queue(queue: str) -> None:
     """BadInput for a name that cannot be, or that would look like another one."""
     if not re.fullmatch(r"[A-Za-z0-9_.-]{1,100}", queue):
         raise BadInput(f"a queue is named with 1 to 100 letters, digits, _ . -, not {queue!r}")
+
+
+def check_options(
+    queue: str,
+    priority: int,
+    max_attempts: int,
+    timeout: timedelta | None,
+    delay: timedelta | None = None,
+    start_timeout: timedelta | None = None,
+) -> None:
+    """BadInput unless these options of a new task can be stored, and obeyed."""
+    check_queue(queue)
+    check_number("priority", priority, -MAX_INT, MAX_INT)
+    check_number("max_attempts", max_attempts, 1, MAX_INT)
+    check_duration("timeout", timeout)
+    check_duration("delay", delay)
+    check_duration("start_timeout", start_timeout)
 
 
 def check_number(what: str, number: int, least: int, most: int) -> None:

@@ -12,7 +12,23 @@ values (
     clock_timestamp() + coalesce(sqlc.narg(delay)::interval, interval '0')
         + sqlc.narg(start_timeout)::interval
 )
-on conflict (name, idempotency_key) do nothing
+on conflict (name, idempotency_key) where idempotency_key is not null do nothing
+returning id;
+
+-- name: EnqueueTasks :many
+-- Many inputs, a JSON array, in one statement: one way to the server and back for all of them, and
+-- one commit. Ids are given out in the order of the inputs. `returning` keeps no order: the caller
+-- sorts.
+insert into tasks (queue, name, input, priority, max_attempts, timeout, status, run_at, start_by)
+select
+    @queue, @name, given.input, @priority, @max_attempts,
+    cast(sqlc.narg(timeout) as interval),
+    case when sqlc.narg(delay)::interval is null then 'queued' else 'waiting' end,
+    clock_timestamp() + sqlc.narg(delay)::interval,
+    clock_timestamp() + coalesce(sqlc.narg(delay)::interval, interval '0')
+        + sqlc.narg(start_timeout)::interval
+from json_array_elements(cast(@inputs as json)) with ordinality as given (input, place)
+order by given.place
 returning id;
 
 -- name: FindTask :one
@@ -23,6 +39,11 @@ where name = @name and idempotency_key = cast(@idempotency_key as text);
 insert into queue_limits (queue, max_running)
 values (@queue, @max_running)
 on conflict (queue) do update set max_running = excluded.max_running;
+
+-- name: BoundIdleTime :exec
+-- For this transaction. A worker that stands still between LockLimit and its COMMIT would keep all
+-- others from claiming. After 5 s without a statement Postgres ends its connection, and the lock.
+select set_config('idle_in_transaction_session_timeout', '5s', true);
 
 -- name: LockLimit :one
 -- No row: the queue has no limit, and nothing is locked. Otherwise the row stays locked until the

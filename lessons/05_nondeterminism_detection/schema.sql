@@ -54,7 +54,6 @@ create table tasks (
     idempotency_key text,
     log_id     uuid not null default gen_random_uuid(),  -- the idempotency keys of its steps begin so
     created_at timestamptz not null default clock_timestamp(),
-    unique (name, idempotency_key),
     check ((status = 'succeeded') = (output is not null)),
     check (status <> 'failed' or error is not null),
     check (error is null or status = 'failed' or (attempt > 0 and status <> 'succeeded')),
@@ -75,6 +74,10 @@ create index tasks_start_by on tasks (start_by)
 
 -- CountRunning counts the entries of one queue. There are never more of them than its limit.
 create index tasks_running on tasks (queue) where status = 'running';
+
+-- One task for a name and a key. Whatever is not in an index costs it nothing: a unique constraint
+-- would have an entry for each task without a key, and another one whenever its row changes.
+create unique index tasks_keys on tasks (name, idempotency_key) where idempotency_key is not null;
 
 create table queue_limits (
     queue       text primary key,

@@ -11,6 +11,11 @@ import sqlalchemy
 from db import models
 
 
+BOUND_IDLE_TIME = """-- name: bound_idle_time \\:exec
+select set_config('idle_in_transaction_session_timeout', '5s', true)
+"""
+
+
 BURY_WORKERS = """-- name: bury_workers \\:many
 delete from workers
 where id = any (array(
@@ -89,7 +94,22 @@ values (
     clock_timestamp() + coalesce(:p8\\:\\:interval, interval '0')
         + :p9\\:\\:interval
 )
-on conflict (name, idempotency_key) do nothing
+on conflict (name, idempotency_key) where idempotency_key is not null do nothing
+returning id
+"""
+
+
+ENQUEUE_TASKS = """-- name: enqueue_tasks \\:many
+insert into tasks (queue, name, input, priority, max_attempts, timeout, status, run_at, start_by)
+select
+    :p1, :p2, given.input, :p3, :p4,
+    cast(:p5 as interval),
+    case when :p6\\:\\:interval is null then 'queued' else 'waiting' end,
+    clock_timestamp() + :p6\\:\\:interval,
+    clock_timestamp() + coalesce(:p6\\:\\:interval, interval '0')
+        + :p7\\:\\:interval
+from json_array_elements(cast(:p8 as json)) with ordinality as given (input, place)
+order by given.place
 returning id
 """
 
@@ -273,6 +293,9 @@ class Querier:
     def __init__(self, conn: sqlalchemy.engine.Connection):
         self._conn = conn
 
+    def bound_idle_time(self) -> None:
+        self._conn.execute(sqlalchemy.text(BOUND_IDLE_TIME))
+
     def bury_workers(self) -> Iterator[BuryWorkersRow]:
         result = self._conn.execute(sqlalchemy.text(BURY_WORKERS))
         for row in result:
@@ -327,6 +350,20 @@ class Querier:
         if row is None:
             return None
         return row[0]
+
+    def enqueue_tasks(self, *, queue: str, name: str, priority: int, max_attempts: int, timeout: Optional[datetime.timedelta], delay: Optional[datetime.timedelta], start_timeout: Optional[datetime.timedelta], inputs: Any) -> Iterator[int]:
+        result = self._conn.execute(sqlalchemy.text(ENQUEUE_TASKS), {
+            "p1": queue,
+            "p2": name,
+            "p3": priority,
+            "p4": max_attempts,
+            "p5": timeout,
+            "p6": delay,
+            "p7": start_timeout,
+            "p8": inputs,
+        })
+        for row in result:
+            yield row[0]
 
     def expire_tasks(self) -> int:
         result = self._conn.execute(sqlalchemy.text(EXPIRE_TASKS))
