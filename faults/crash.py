@@ -369,9 +369,9 @@ def tell_commits(test: CrashTest) -> None:
 def tell_point(test: CrashTest, at: int, when: When) -> bool:
     """Crash there, and tell the story. False: something is not as it must be."""
     test.reset()
-    scene(f"{test.lesson.path.name}: the worker is killed {when} its commit number {at}")
     if not test.run_victim(at, when):
         raise click.UsageError(f"there are {len(test.commits)} commits; AT is one of them")
+    scene(f"{test.lesson.path.name}: the worker is killed {when} its commit number {at}")
     name = ", ".join(test.struck_at)
     done = [c for c in history.changes(test.db) if c.statement != "enqueue_task"]
     say(f"kill -9 {when} the commit of {name}")
@@ -402,7 +402,7 @@ def tell_point(test: CrashTest, at: int, when: When) -> bool:
         say(f"✗ {line}", style="bold red")
     if not wrong:
         say(
-            "✓ nothing was lost, nothing recorded twice, nothing left its final status",
+            "✓ no row is missing, nothing was recorded twice, nothing left its final status",
             style="green",
         )
     return not wrong

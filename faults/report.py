@@ -103,7 +103,8 @@ def tests(title: str, *arguments: str, **environment: str) -> Row:
         suite = next(ElementTree.parse(report).getroot().iter("testsuite"))
     ran = int(suite.get("tests", 0)) - int(suite.get("skipped", 0))
     failed = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
-    return Row(title, f"{ran} tests", failed if ran else 1, "", time.monotonic() - started)
+    tried = "1 test" if ran == 1 else f"{ran} tests"
+    return Row(title, tried, failed if ran else 1, "", time.monotonic() - started)
 
 
 def rows(seeds: int, examples: int) -> Iterator[Row]:
