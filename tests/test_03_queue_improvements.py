@@ -1183,6 +1183,8 @@ def test_many_take_part_in_the_callers_transaction(lesson, db):
         ("divided", [[6, 3]], "no task 'divided'"),
         ("divide", [[6, 3], [1, float("nan")], [1, 1]], r"inputs\[1\]: not JSON"),
         ("divide", [[6, 3], (1, 2)], r"inputs\[1\]: JSON would change it"),
+        ("divide", "[6, 3]", "inputs is a list with an input for each task, not '\\[6, 3\\]'"),
+        ("divide", {"order": 1}, "inputs is a list with an input for each task, not {'order': 1}"),
         ("divide", ["x" * 999_000] * 51, "51 inputs with 50,949,102 characters .* in parts"),
     ],
 )

@@ -41,7 +41,8 @@ def enqueue(connection: sa.Connection, name: str, input: Json, *, queue: str = "
     when that transaction commits, and never was if it rolls back.
     """
     if name not in registry:
-        raise BadInput(f"there is no task {name!r}; registered: {', '.join(sorted(registry))}")
+        known = ", ".join(sorted(registry)) or "none; import the module with the tasks"
+        raise BadInput(f"there is no task {name!r}; registered: {known}")
     check_queue(queue)
     task_id = Querier(connection).enqueue_task(queue=queue, name=name, input=to_json(input))
     assert task_id is not None, "an INSERT ... RETURNING returns its row, or raises"

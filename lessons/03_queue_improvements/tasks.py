@@ -109,6 +109,8 @@ def enqueue_many(
     """
     check_name(name)
     check_options(queue, priority, max_attempts, timeout, delay, start_timeout)
+    if isinstance(inputs, str | bytes | dict):
+        raise BadInput(f"inputs is a list with an input for each task, not {inputs!r:.50}")
     texts: list[str] = []
     for place, input in enumerate(inputs):
         try:
@@ -148,7 +150,8 @@ def limit_queue(connection: sa.Connection, queue: str, max_running: int) -> None
 
 def check_name(name: str) -> None:
     if name not in registry:
-        raise BadInput(f"there is no task {name!r}; registered: {', '.join(sorted(registry))}")
+        known = ", ".join(sorted(registry)) or "none; import the module with the tasks"
+        raise BadInput(f"there is no task {name!r}; registered: {known}")
 
 
 def check_queue(queue: str) -> None:

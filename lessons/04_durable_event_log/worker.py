@@ -132,7 +132,7 @@ class Worker:
     def _drain(self) -> None:
         """Wait for the running tasks: until the grace period ends, or until the second `stop`."""
         if self._running:
-            message = "worker %s: stopping, waits for %d tasks; Ctrl-C again abandons them"
+            message = "worker %s: stopping, %d still running; Ctrl-C again abandons them"
             log.info(message, self.name, len(self._running))
         deadline = time.monotonic() + self.grace.total_seconds()
         while self._running and self._stops < 2 and time.monotonic() < deadline:
@@ -187,7 +187,8 @@ class Worker:
             stored = self._persist(
                 connection, lambda: queue.succeed_task(id=id, attempt=attempt, output=output)
             )
-            log.info("worker %s: task %d succeeded", self.name, id)
+            if stored:
+                log.info("worker %s: task %d succeeded", self.name, id)
         except LostTask as lost:
             log.warning("worker %s: %s: void", self.name, lost)
             return
