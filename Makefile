@@ -7,11 +7,6 @@ MAKEFLAGS += --no-print-directory
 PYTHON := .venv/bin/python
 setup := sh tools/setup.sh
 last := $(lastword $(sort $(wildcard lessons/[0-9][0-9]_*)))
-# Sets $$lesson to the directory that LESSON names.
-find_lesson = for lesson in "$(LESSON)" "lessons/$(LESSON)" lessons/"$(LESSON)"_*; do \
-	[ ! -f "$$lesson/main.py" ] || break; done; \
-	[ -n "$(LESSON)" ] && [ -f "$$lesson/main.py" ] || \
-	{ echo "LESSON=$(LESSON) names no lesson. Try: make $@ LESSON=$(patsubst lessons/%,%,$(last))" >&2; exit 2; }
 
 .PHONY: help setup demo test check crash faults bench run work diff generate output psql clean
 
@@ -49,7 +44,8 @@ bench: ## what each lesson reaches, and what the bare database does; ARGS="--qui
 
 run: ## run a lesson; ARGS="worker --name a" plays a part of it by hand
 	@$(setup)
-	@$(find_lesson); python="$$(pwd)/$(PYTHON)" && cd "$$lesson" && exec "$$python" main.py $(ARGS)
+	@lesson=$$($(PYTHON) -m shared.lessons "$(LESSON)") && python="$$(pwd)/$(PYTHON)" && \
+		cd "$$lesson" && exec "$$python" main.py $(ARGS)
 
 work: ## copy a lesson to work/01_mine, to change it at will; NAME=second calls it 01_second
 	@$(setup)
@@ -69,8 +65,8 @@ output: ## run the commands that the lessons show and write their output into th
 
 psql: ## look into the database; with LESSON, at that lesson's tables
 	@$(setup)
-	@$(if $(LESSON),$(find_lesson);) $(PYTHON) -m tools.postgres psql $(if $(LESSON),"$$lesson")
+	@$(PYTHON) -m tools psql $(if $(LESSON),"$(LESSON)")
 
 clean: ## stop the embedded Postgres and remove its data
 	@$(setup)
-	@$(PYTHON) -m tools.postgres clean
+	@$(PYTHON) -m tools clean

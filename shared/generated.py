@@ -7,8 +7,9 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from shared.lessons import LESSONS, lessons
+
 INPUTS = ("schema.sql", "queries.sql", "sqlc.yaml")
-CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 def fingerprint(lesson: Path) -> tuple[str, str]:
@@ -45,10 +46,10 @@ def stale(lesson: Path) -> str | None:
 
 def selector(lesson: Path) -> str:
     """What LESSON=... has to be, in the top directory, to mean this lesson."""
-    lesson = lesson.resolve()
-    if lesson.parent == CHECKOUT / "lessons":
+    lesson, top = lesson.resolve(), LESSONS.parent
+    if lesson in lessons():
         return lesson.name
-    path = str(lesson.relative_to(CHECKOUT) if lesson.is_relative_to(CHECKOUT) else lesson)
+    path = str(lesson.relative_to(top) if lesson.is_relative_to(top) else lesson)
     return f"'{path}'" if " " in path else path
 
 

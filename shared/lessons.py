@@ -1,6 +1,7 @@
 """Where the lessons are, and which one somebody means: the one answer to `LESSON=...`."""
 
 import re
+import sys
 from pathlib import Path
 
 LESSONS = Path(__file__).resolve().parents[1] / "lessons"
@@ -36,4 +37,14 @@ def find(name: str | None, home: Path = LESSONS) -> Path:
         if (path / "main.py").is_file():
             return path.resolve()
     names = ", ".join(lesson.name for lesson in known) or f"none in {home}"
-    raise NoSuchLesson(f"{name}: no such lesson, and no directory with a main.py; there are {names}")
+    raise NoSuchLesson(
+        f"{name}: no such lesson, and no directory with a main.py; there are {names}"
+    )
+
+
+if __name__ == "__main__":  # for the Makefile: the directory that LESSON names
+    try:
+        print(find(sys.argv[1]))
+    except NoSuchLesson as error:
+        print(f"LESSON={error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,4 +1,4 @@
-"""Blocks of a page that a program writes: what stands between `<!-- name -->` and `<!-- /name -->`."""
+"""Blocks of a page that a program writes: what is between `<!-- name -->` and `<!-- /name -->`."""
 
 
 class NoBlock(LookupError):

@@ -2,71 +2,68 @@
 
 import re
 import subprocess
-import tempfile
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from tools.tree import Course, CourseError, compared_files, environment, git
+from shared.lessons import number
+from tools.tree import Course, CourseError, compared_files, environment, git, patch_name
+
+OPTIONS = ("--no-index", "--no-prefix", "--no-renames", "a", "b")
+
+
+def diffs(course: Course, check: bool) -> Iterator[str]:
+    """diffs/00_to_01.patch and so on."""
+    wanted = {patch_name(*pair): patch(*pair) for pair in course.neighbours}
+    have = {path.name: path.read_text() for path in (course.root / "diffs").glob("*.patch")}
+    for name in sorted({*wanted, *have}):
+        path = course.root / "diffs" / name
+        if wanted.get(name) == have.get(name):
+            continue
+        if check:
+            wrong = "stale" if name in wanted else "no such neighbours"
+            yield course.finding(path, wrong, "run `python -m tools diffs`")
+        elif name in wanted:
+            course.write(path, wanted[name])
+        else:
+            path.unlink()
+            print(f"{course.shown(path)}: deleted")
 
 
 def patch(before: Path, after: Path) -> str:
-    with tempfile.TemporaryDirectory() as directory:
-        lay_out(Path(directory), before, after)
-        options = ["--no-index", "--no-prefix", "--no-color", "--no-renames", "--no-ext-diff"]
-        status, text = git("-c", "core.abbrev=7", "diff", *options, "a", "b", cwd=Path(directory))
+    with side_by_side(before, after) as directory:
+        plain = ("--no-color", "--no-ext-diff")
+        status, text = git("-c", "core.abbrev=7", "diff", *plain, *OPTIONS, cwd=directory)
     if status > 1:
         raise CourseError(f"git diff: {text.strip()}")
     # With --no-prefix, git says `b/x b/x` of a file that is new, and `git apply` wants `a/x b/x`.
     return re.sub(r"^diff --git [ab]/(\S+) [ab]/\1$", r"diff --git a/\1 b/\1", text, flags=re.M)
 
 
-def lay_out(directory: Path, before: Path, after: Path) -> None:
-    for side, lesson in (("a", before), ("b", after)):
-        (directory / side).mkdir()
-        for name, text in compared_files(lesson).items():
-            path = directory / side / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(text.encode(errors="surrogateescape"))
+@contextmanager
+def side_by_side(before: Path, after: Path) -> Generator[Path]:
+    """A directory with the compared files of both, in a/ and b/."""
+    with TemporaryDirectory() as directory:
+        for side, lesson in (("a", before), ("b", after)):
+            for name, text in compared_files(lesson).items():
+                path = Path(directory, side, name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(text.encode(errors="surrogateescape"))
+        yield Path(directory)
 
 
-def diffs(course: Course, *, check: bool) -> list[str]:
-    directory = course.root / "diffs"
-    wanted = {
-        f"{before.name[:2]}_to_{after.name[:2]}.patch": patch(before, after)
-        for before, after in course.neighbours
-    }
-    have = {path.name: path.read_text() for path in directory.glob("*.patch")}
-    found: list[str] = []
-    for name in sorted({*wanted, *have}):
-        if wanted.get(name) == have.get(name):
-            continue
-        path = directory / name
-        if check:
-            wrong = "stale" if name in wanted else "no such neighbours"
-            found.append(course.finding(path, wrong, "run `python -m tools diffs`"))
-        elif name in wanted:
-            directory.mkdir(exist_ok=True)
-            path.write_text(wanted[name])
-            print(f"{course.shown(path)}: written")
-        else:
-            path.unlink()
-            print(f"{course.shown(path)}: deleted")
-    return found
-
-
-def show(course: Course, lesson: Path) -> None:
-    """On the terminal: a lesson against the one before it, a reader's copy against its lesson."""
-    number = lesson.name[:2]
-    if lesson in course.lessons:
-        earlier = [before for before, after in course.neighbours if after == lesson]
+def diff(course: Course, lesson: str | None) -> None:
+    """A lesson against the one before it; a reader's copy against its lesson."""
+    later = course.lesson(lesson)
+    if later in course.lessons:
+        earlier = [before for before, after in course.neighbours if after == later]
     else:
-        earlier = [other for other in course.lessons if other.name[:2] == number]
+        earlier = [other for other in course.lessons if number(other) == number(later)]
     if not earlier:
-        print(f"{lesson.name} is no copy of the lesson before it: the chain begins there.")
-        print("What you have changed in a copy of your own: make diff LESSON=work/01_mine")
+        print(f"{later.name} is no copy of a lesson before it. For your own: LESSON=work/01_mine")
         return
-    with tempfile.TemporaryDirectory() as directory:
-        lay_out(Path(directory), earlier[0], lesson)
+    with side_by_side(earlier[0], later) as directory:
         # The user's own git settings: pager and colours.
-        command = ["git", "diff", "--no-index", "--no-prefix", "--no-renames", "a", "b"]
         env = {k: v for k, v in environment().items() if k not in ("NO_COLOR", "COLUMNS")}
-        subprocess.run(command, cwd=directory, env=env, check=False)
+        subprocess.run(["git", "diff", *OPTIONS], cwd=directory, env=env, check=False)

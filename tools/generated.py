@@ -3,6 +3,7 @@
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from shared.generated import INPUTS, fingerprint, record, recorded, selector
@@ -34,76 +35,80 @@ def make(lesson: Path, target: Path) -> dict[str, bytes]:
             re.sub(r"(\bplugin: *)py$", r"\1py-local", config.read_text(), flags=re.M)
         )
     status, text = run(["sqlc", "generate"], target, env, SECONDS)
+    if re.search(r"loadBytes|http\.Get|dial tcp|no end after", text if status else ""):
+        raise NoPlugin(
+            f"sqlc says:\n{text.strip()}\n"
+            "It could not load its Python plugin from the URL in sqlc.yaml. Connect to the "
+            f"internet once (sqlc keeps it), or put a {PLUGIN} 1.3.0 on PATH, and try again."
+        )
     if status:
-        unreachable = re.search(r"loadBytes|http\.Get|dial tcp|no end after", text)
-        if unreachable:
-            raise NoPlugin(
-                f"sqlc says:\n{text.strip()}\n"
-                "It could not load its Python plugin from the URL in sqlc.yaml. Connect to the "
-                f"internet once (sqlc keeps it), or put a {PLUGIN} 1.3.0 on PATH, and try again."
-            )
         raise CourseError(
             f"sqlc says:\n{text.strip()}\n"
             f"Mend {' or '.join(INPUTS)} and run it again. db/ is as it was."
         )
-    return {path.name: path.read_bytes() for path in sorted((target / "db").glob("*.py"))}
+    # Without an __init__.py, type checkers take db for something else in each lesson.
+    made = {path.name: path.read_bytes() for path in sorted((target / "db").glob("*.py"))}
+    return {"__init__.py": b"", **made}
 
 
-def generate(lesson: Path) -> None:
+def write(lesson: Path) -> None:
     """Write db/ and its fingerprint. Raises CourseError, and then nothing was written."""
     with tempfile.TemporaryDirectory() as directory:
         files = make(lesson, Path(directory))
-    db = lesson / "db"
-    db.mkdir(exist_ok=True)
-    for path in db.glob("*.py"):
-        if path.name not in {*files, "__init__.py"}:
-            path.unlink()
+    shutil.rmtree(lesson / "db", ignore_errors=True)
+    (lesson / "db").mkdir()
     for name, content in files.items():
-        (db / name).write_bytes(content)
-    (db / "__init__.py").touch()  # else type checkers take db for something else in each lesson
+        (lesson / "db" / name).write_bytes(content)
     record(lesson)
 
 
-def check(course: Course) -> list[str]:
+def generate(course: Course, lesson: str | None = None, check: bool = False) -> Iterator[str]:
+    """db/, with sqlc. --check: is it what sqlc made, and from the present files?"""
+    chosen = course.chosen(lesson)
+    if not lesson:
+        chosen = [each for each in chosen if (each / "sqlc.yaml").exists()]
+    if check:
+        yield from stale(course, chosen)
+    for each in chosen if not check else ():
+        write(each)
+        print(f"{course.shown(each)}/db: generated")
+
+
+def stale(course: Course, lessons: list[Path]) -> Iterator[str]:
     """The fingerprints always; the files themselves where sqlc and its plugin can be had."""
-    found: list[str] = []
-    lessons = [lesson for lesson in course.lessons if (lesson / "sqlc.yaml").exists()]
     for lesson in lessons:
-        remedy = f"run `make generate LESSON={selector(lesson)}`"
+        db, remedy = lesson / "db", f"run `make generate LESSON={selector(lesson)}`"
         then, now = recorded(lesson), fingerprint(lesson)
         if then is None:
-            found.append(course.finding(lesson / "db/fingerprint.txt", "missing", remedy))
+            yield course.finding(db / "fingerprint.txt", "missing", remedy)
         elif then[0] != now[0]:
             wrong = f"{', '.join(INPUTS)}: one was edited after db/ was generated"
-            found.append(course.finding(lesson / "db", wrong, remedy))
+            yield course.finding(db, wrong, remedy)
         elif then[1] != now[1]:
-            found.append(course.finding(lesson / "db", "edited by hand", remedy))
-        for path in (lesson / "db").iterdir() if (lesson / "db").is_dir() else ():
+            yield course.finding(db, "edited by hand", remedy)
+        for path in db.glob("*"):
             if path.suffix != ".py" and path.name not in ("fingerprint.txt", "__pycache__"):
-                found.append(course.finding(path, "sqlc did not make this", "take it away"))
+                yield course.finding(path, "sqlc did not make this", "take it away")
     for lesson in lessons:
         try:
-            found += differing(course, lesson)
+            yield from differing(course, lesson)
         except NoPlugin as error:
             last = str(error).partition("\n")
             print(f"NOT REGENERATED, only the fingerprints were compared: {last[2] or last[0]}")
             break
         except CourseError as error:
-            found.append(course.finding(lesson / "sqlc.yaml", str(error), "see above"))
-    return found
+            yield course.finding(lesson / "sqlc.yaml", str(error), "see above")
 
 
 def differing(course: Course, lesson: Path) -> list[str]:
     """Findings for files in db/ that are not what sqlc makes now. Raises CourseError."""
     with tempfile.TemporaryDirectory() as directory:
-        fresh = {"__init__.py": b"", **make(lesson, Path(directory))}
+        fresh = make(lesson, Path(directory))
     have = {path.name: path.read_bytes() for path in (lesson / "db").glob("*.py")}
+    wrong = "not what sqlc makes of schema.sql and queries.sql"
+    remedy = f"run `make generate LESSON={selector(lesson)}`"
     return [
-        course.finding(
-            lesson / "db" / name,
-            "not what sqlc makes of schema.sql and queries.sql",
-            f"run `make generate LESSON={selector(lesson)}`",
-        )
+        course.finding(lesson / "db" / name, wrong, remedy)
         for name in sorted({*fresh, *have})
         if fresh.get(name) != have.get(name)
     ]

@@ -1,92 +1,89 @@
-"""As much of Markdown as the checks need: fences, links, and the anchors of headings."""
+"""What the checks need of Markdown: blocks of code, links, and the anchors of headings."""
 
 import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache
+from typing import Any
 
-from tools.tree import Course, walk
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+PARSER = MarkdownIt().enable("table")
 
 
 @dataclass(frozen=True)
 class Fence:
-    info: str  # what stands behind the back quotes
+    kind: str  # the first word behind the back quotes; none for a block that is only indented
+    words: list[str]  # the others
     body: list[str]  # without the indentation of the fence
-    first: int  # the body's lines in the file, from 0
-    end: int  # the line of the closing back quotes; the number of lines if there are none
+    line: int  # where it opens, from 1
+    closed: bool
     indent: str
 
 
-def fences(lines: list[str]) -> Iterator[Fence]:
-    number = 0
-    while number < len(lines):
-        opened = re.match(r"(\s*(?:[-*>] +)?)(`{3,}|~{3,})\s*([^`]*)$", lines[number])
-        number += 1
-        if not opened:
-            continue
-        first, indent = number, re.sub(r"[-*]", " ", opened[1])
-        while number < len(lines) and not closes(lines[number], opened[2]):
-            number += 1
-        body = [line.removeprefix(indent) for line in lines[first:number]]
-        yield Fence(opened[3].strip(), body, first, number, indent)
-        number += 1
-
-
-def closes(line: str, mark: str) -> bool:
-    text = line.strip(" >\t")
-    return set(text) == {mark[0]} and len(text) >= len(mark)
-
-
-def fill(lines: list[str], fence: Fence, body: list[str]) -> None:
-    """Replace the body of a fence. Later fences move: fill them from the last to the first."""
-    lines[fence.first : fence.end] = [(fence.indent + line).rstrip() for line in body]
-
-
-def prose(lines: list[str]) -> list[str]:
-    """The lines with the fences and inline code blanked: same numbers, no false links."""
-    found = list(lines)
-    for fence in fences(lines):
-        end = min(fence.end + 1, len(lines))
-        found[fence.first - 1 : end] = [""] * (end - fence.first + 1)
-    return [re.sub(r"(`+)[^`].*?\1", lambda m: "`" * len(m[0]), line) for line in found]
-
-
-LINK = re.compile(
-    r"""\]\(\s*<?(?P<inline>[^)\s>]+)>?[^)]*\) | ^\s*\[[^\]]+\]:\s+<?(?P<reference>[^\s>]+)
-    | (?:href|src)="(?P<html>[^"]+)" """,
-    re.X,
-)
-
-
-def links(lines: list[str]) -> Iterator[tuple[int, str]]:
-    """(line number from 1, target)."""
-    for number, line in enumerate(prose(lines), 1):
-        for found in LINK.finditer(line):
-            yield number, found["inline"] or found["reference"] or found["html"]
-
-
-def anchors(lines: list[str]) -> set[str]:
-    """As GitHub makes them of headings, and those set by hand."""
-    found: set[str] = set()
-    seen: Counter[str] = Counter()
-    shown = prose(lines)
-    for number, line in enumerate(shown):
-        found.update(re.findall(r"""<\w+[^>]* (?:id|name)=["']([^"']+)""", line))
-        if not re.match(r" {0,3}#{1,6}\s", line):
-            continue
-        title = lines[number].strip().lstrip("#").rstrip("#").strip()
-        title = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", title)
-        slug = re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
-        found.add(f"{slug}-{seen[slug]}" if seen[slug] else slug)
-        seen[slug] += 1
+def fences(page: str) -> list[Fence]:
+    lines = page.split("\n")
+    found: list[Fence] = []
+    for token in PARSER.parse(f"{page}\n"):
+        if token.type in ("fence", "code_block") and token.map:
+            first, end = token.map
+            body = token.content.split("\n")[:-1]
+            closed = token.type == "code_block" or len(body) == end - first - 2
+            before = re.split("`{3}|~{3}", lines[first])[0]
+            indent = re.sub(r"[^\s>]", " ", before)  # `- ` of a list is there once
+            kind, *words = token.info.split() or [""]
+            found.append(Fence(kind, words, body, first + 1, closed, indent))
     return found
 
 
-def documents(course: Course) -> list[Path]:
-    """All Markdown files but those of readers' copies."""
-    return [
-        path
-        for path in walk(course.root)
-        if path.suffix == ".md" and path.relative_to(course.root).parts[0] != "work"
-    ]
+def fill(page: str, bodies: dict[int, list[str]]) -> str:
+    """The page with new bodies for the fences that open on these lines."""
+    lines = page.split("\n")
+    for fence in reversed(fences(page)):  # from the last: filling moves what follows
+        if fence.closed and fence.line in bodies:
+            body = [(fence.indent + line).rstrip() for line in bodies[fence.line]]
+            lines[fence.line : fence.line + len(fence.body)] = body
+    return "\n".join(lines)
+
+
+def tokens(page: str, found: dict[str, Any]) -> Iterator[tuple[int, Token]]:
+    """All tokens with their lines, from 1. The definitions of links are put into `found`."""
+    for token in PARSER.parse(page, found):
+        line = token.map[0] + 1 if token.map else 0
+        yield line, token
+        for child in token.children or ():
+            yield line, child
+            line += child.type.endswith("break") + child.content.count("\n")
+
+
+def links(page: str) -> Iterator[tuple[int, str]]:
+    """(line number from 1, target)."""
+    defined: dict[str, Any] = {}
+    for line, token in tokens(page, defined):
+        if target := token.attrGet("href") or token.attrGet("src"):
+            yield line, str(target)
+        if token.type.startswith("html"):
+            for found in re.finditer(r'(?:href|src)="([^"]+)"', token.content):
+                yield line + token.content.count("\n", 0, found.start()), found[1]
+    for reference in defined.get("references", {}).values():
+        yield reference["map"][0] + 1, reference["href"]
+
+
+@cache
+def anchors(page: str) -> set[str]:
+    """As GitHub makes them of headings, and those set by hand."""
+    found: set[str] = set()
+    seen: Counter[str] = Counter()
+    before = ""
+    for _, token in tokens(page, {}):
+        if token.type.startswith("html"):
+            found.update(re.findall(r"""<\w+[^>]* (?:id|name)=["']([^"']+)""", token.content))
+        if before == "heading_open":
+            shown = [c.content for c in token.children or () if c.type in ("text", "code_inline")]
+            slug = re.sub(r"[^\w\- ]", "", "".join(shown).lower()).replace(" ", "-")
+            found.add(f"{slug}-{seen[slug]}" if seen[slug] else slug)
+            seen[slug] += 1
+        before = token.type
+    return found

@@ -47,18 +47,23 @@ def apply(course: Course, copy: Path, patch: Path, *, for_readers: bool = False)
     return []
 
 
-def outcome(course: Course, copy: Path, test: str) -> tuple[str, str]:
-    """How a test ends on a copy: `passed`, `failed`, `skipped` or `error`, and a line about it.
-
-    A test that runs several times with different parameters has failed if it failed once.
-    """
-    return run_tests(course, copy, test)[:2]
+def unless(wanted: str, course: Course, copy: Path, test: str) -> str:
+    """What is wrong with how a test ends on a copy; empty if it `passed` or `failed` as wanted."""
+    result, why, _ = run_tests(course, copy, test)
+    if result == wanted:
+        return ""
+    must = "must fail" if wanted == "failed" else "must pass"
+    return f"{must}, and the outcome is {result}{f' ({why})' if why else ''}"
 
 
 def run_tests(
     course: Course, copy: Path, *arguments: str, seconds: float = SECONDS
 ) -> tuple[str, str, str]:
-    """Run pytest on a copy: how it ends, a line about it, and the test that decided that."""
+    """Run pytest on a copy: how it ends, a line about it, and the test that decided that.
+
+    It ends as `passed`, `failed`, `skipped` or `error`. A test that runs several times with
+    different parameters has failed if it failed once.
+    """
     with tempfile.TemporaryDirectory() as directory:
         report = Path(directory) / "report.xml"
         options = ["-q", "-p", "no:cacheprovider", f"--junitxml={report}"]

@@ -1,8 +1,4 @@
-"""`make psql` and `make clean`: the server by hand.
-
-python -m tools.postgres psql [LESSON_DIRECTORY]
-python -m tools.postgres clean
-"""
+"""`make psql` and `make clean`: the server by hand."""
 
 import shutil
 import signal
@@ -13,16 +9,18 @@ from pathlib import Path
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from shared.postgres import PostgresUnavailable, server
+from tools.tree import Course
 
 
-def psql(lesson: Path | None) -> int:
-    """psql, on the tables of a lesson if one is given. Returns its exit status."""
+def psql(course: Course, lesson: str | None) -> None:
+    """psql, on the tables of a lesson if one is given. Ends with its exit status."""
+    home = course.lesson(lesson) if lesson else None
     program = shutil.which("psql") or wheel_psql()
     with server() as url:
-        if lesson:
-            from shared.database import schema_name
+        if home:
+            from shared.database import schema_name  # slow: it imports SQLAlchemy
 
-            schema = schema_name(lesson.resolve())
+            schema = schema_name(home)
             options = f"{conninfo_to_dict(url).get('options') or ''} -csearch_path={schema}"
             url = make_conninfo(url, options=options.strip())
             print(
@@ -31,7 +29,7 @@ def psql(lesson: Path | None) -> int:
                 file=sys.stderr,
             )
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for psql, which sets a handler
-        return subprocess.run([program, "-d", url], check=False).returncode
+        sys.exit(subprocess.run([program, "-d", url], check=False).returncode)
 
 
 def wheel_psql() -> Path:
@@ -47,9 +45,9 @@ def wheel_psql() -> Path:
     return program
 
 
-def clean() -> None:
-    """Stop the embedded server and remove all of it."""
-    from shared.embedded import Embedded
+def clean(_: Course) -> None:
+    """Stop the embedded Postgres and remove all of it."""
+    from shared.embedded import Embedded  # imports what only Unix has
 
     embedded = Embedded()
     if not embedded.home.exists():
@@ -64,18 +62,3 @@ def clean() -> None:
             embedded.stop()
         shutil.rmtree(embedded.home)
     print(f"clean: removed {embedded.home}")
-
-
-if __name__ == "__main__":
-    try:
-        match sys.argv[1:]:
-            case ["psql"]:
-                sys.exit(psql(None))
-            case ["psql", lesson]:
-                sys.exit(psql(Path(lesson)))
-            case ["clean"]:
-                clean()
-            case _:
-                sys.exit(__doc__)
-    except PostgresUnavailable as error:
-        sys.exit(str(error))

@@ -1,129 +1,98 @@
 """Markdown against the code: snippets, the table of changes, labels of fences, links."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
+from tools.blocks import NoBlock, put
 from tools.changes import table
-from tools.markdown import Fence, anchors, documents, fences, fill, links
+from tools.markdown import Fence, anchors, fences, fill, links
 from tools.symbols import snippet
-from tools.tree import Course
+from tools.tree import Course, walk
 
 UNCHECKED = {"text", "diff", "sketch", "mermaid", "sh", "toml"}
 CODE = {"python", "sql"}
-TABLE = re.compile(r"(?<=<!-- changes -->\n).*?(?=<!-- /changes -->)", re.S)
 
 
-def readme(course: Course, *, check: bool) -> list[str]:
-    """Fill (or only check) what is made from the code; report what nobody can fill in."""
-    found: list[str] = []
-    for path in documents(course):
-        text = path.read_text()
-        lines = text.split("\n")
-        for fence in reversed(list(fences(lines))):  # from the last: filling moves what follows
-            found += label(course, path, fence, len(lines))
-            if source := source_of(fence):
-                found += fill_snippet(course, path, lines, fence, source, check)
-        filled = fill_table(course, path, "\n".join(lines))
-        if check and filled != "\n".join(lines):
-            remedy = "run `python -m tools readme`"
-            found.append(course.finding(path, "the table of changes is stale", remedy))
-        elif not check and filled != text:
-            path.write_text(filled)
-            print(f"{course.shown(path)}: written")
+def readme(course: Course, check: bool) -> Iterator[str]:
+    """Snippets and the table of changes; checks labels of fences, and links."""
+    for path in walk(course.root):
+        if path.suffix != ".md" or path.is_relative_to(course.root / "work"):
+            continue
+        yield from misuses(course, path)
+        yield from broken_links(course, path)
+        yield from update(course, path, check)
     for lesson in course.lessons:
-        found += required(course, lesson)
-    return found + broken_links(course)
+        if not (lesson / "README.md").exists():
+            yield course.finding(lesson / "README.md", "missing", "write it")
 
 
-def source_of(fence: Fence) -> str | None:
-    words = fence.info.split()
-    return words[1] if len(words) == 2 and words[0] in CODE else None
+def misuses(course: Course, path: Path) -> Iterator[str]:
+    is_run = path.name == "README.md" and path.parent in course.lessons
+    for fence in fences(path.read_text()):
+        if found := misuse(fence, is_run):
+            yield course.finding(path, f"line {fence.line}: {found[0]}", found[1])
 
 
-def label(course: Course, path: Path, fence: Fence, lines: int) -> list[str]:
-    words = fence.info.split()
-    where = f"line {fence.first}"
-    if fence.end == lines:
-        return [course.finding(path, f"{where}: the fence has no end", "close it")]
-    if not words:
-        kinds = ", ".join(sorted(UNCHECKED))
-        return [
-            course.finding(path, f"{where}: a fence without a label", f"say {kinds} or console")
-        ]
-    if words[0] in CODE and source_of(fence) is None:
-        remedy = f"name it: {words[0]} worker.py#Worker.run; or say sketch"
-        return [course.finding(path, f"{where}: {words[0]} without a source", remedy)]
-    if words[0] == "console":
-        unrun = path.parent not in course.lessons or path.name != "README.md"
-        if unrun and "no-run" not in words:
-            remedy = "only a lesson's README.md is run: say console no-run"
-            return [course.finding(path, f"{where}: nobody runs this block", remedy)]
-        if not all(re.fullmatch(r"part|no-run|exit=\d+", word) for word in words[1:]):
-            remedy = "only part, no-run and exit=1 are known"
-            return [course.finding(path, f"{where}: console with {words[1:]}", remedy)]
-        return []
-    if words[0] not in UNCHECKED | CODE:
-        remedy = "say text or sketch, if nothing checks it"
-        return [course.finding(path, f"{where}: the label {words[0]} is not known", remedy)]
-    return []
+def misuse(fence: Fence, is_run: bool) -> tuple[str, str] | None:
+    """What is wrong with a fence, and what to do. is_run: commands in this file can be run."""
+    if not fence.closed:
+        return "the fence has no end", "close it"
+    if not fence.kind:
+        return "a fence without a label", f"say {', '.join(sorted(UNCHECKED))} or console"
+    if fence.kind in CODE and len(fence.words) != 1:
+        remedy = f"name it: {fence.kind} worker.py#Worker.run; or say sketch"
+        return f"{fence.kind} without a source", remedy
+    if fence.kind == "console" and not is_run and "no-run" not in fence.words:
+        return "nobody runs this block", "only a lesson's README.md is run: say console no-run"
+    known = r"part|no-run|exit=\d+"
+    if fence.kind == "console" and not all(re.fullmatch(known, word) for word in fence.words):
+        return f"console with {fence.words}", "only part, no-run and exit=1 are known"
+    if fence.kind not in UNCHECKED | CODE | {"console"}:
+        return f"the label {fence.kind} is not known", "say text or sketch, if nothing checks it"
+    return None
 
 
-def fill_snippet(
-    course: Course, path: Path, lines: list[str], fence: Fence, source: str, check: bool
-) -> list[str]:
-    code = snippet(home(course, path), source)
-    if code is None:
-        return [course.finding(path, f"there is no {source}", "name what the fence should show")]
-    if [line.rstrip() for line in code.split("\n")] == [line.rstrip() for line in fence.body]:
-        return []
-    if check:
-        return [
-            course.finding(path, f"the snippet {source} is stale", "run `python -m tools readme`")
-        ]
-    fill(lines, fence, code.split("\n"))
-    return []
+def broken_links(course: Course, path: Path) -> Iterator[str]:
+    for line, target in links(path.read_text()):
+        if re.match(r"[a-zA-Z][\w+.-]*:", target):  # a URL: needs a network to be checked
+            continue
+        file, _, anchor = unquote(target).partition("#")
+        goal = path.parent / file if file else path
+        if file.startswith("/") or not goal.exists():
+            yield course.finding(path, f"line {line}: {target} does not exist", "mend the link")
+        elif anchor and goal.suffix == ".md" and anchor not in anchors(goal.read_text()):
+            yield course.finding(path, f"line {line}: no heading for {target}", "mend the anchor")
 
 
-def home(course: Course, path: Path) -> Path:
-    """Where a fence's source is looked up: in the lesson, outside lessons at the top."""
-    return next((lesson for lesson in course.lessons if path.is_relative_to(lesson)), course.root)
-
-
-def fill_table(course: Course, path: Path, text: str) -> str:
-    if path.name != "README.md" or path.parent not in course.lessons:
-        return text
-    made = table(course, path.parent)
-    return TABLE.sub(lambda _: f"\n{made}\n\n" if made else "", text, count=1)
-
-
-def required(course: Course, lesson: Path) -> list[str]:
-    path = lesson / "README.md"
-    if not path.exists():
-        return [course.finding(path, "a lesson without README.md", "write it")]
-    if table(course, lesson) and not TABLE.search(path.read_text()):
-        remedy = "add the lines <!-- changes --> and <!-- /changes -->"
-        return [course.finding(path, "no place for the table of changes", remedy)]
-    return []
-
-
-def broken_links(course: Course) -> list[str]:
-    found: list[str] = []
-    for path in documents(course):
-        lines = path.read_text().split("\n")
-        for number, target in links(lines):
-            if re.match(r"[a-zA-Z][\w+.-]*:", target):  # a URL: needs a network to be checked
-                continue
-            file, _, anchor = unquote(target).partition("#")
-            goal = path.parent / file if file else path
-            if file.startswith("/") or not goal.exists():
-                wrong = f"line {number}: {target} does not exist"
-                found.append(course.finding(path, wrong, "mend the link"))
-            elif (
-                anchor
-                and goal.suffix == ".md"
-                and anchor not in anchors(goal.read_text().split("\n"))
-            ):
-                wrong = f"line {number}: no heading for {target}"
-                found.append(course.finding(path, wrong, "mend the anchor"))
-    return found
+def update(course: Course, path: Path, check: bool) -> Iterator[str]:
+    """Fill (or only check) what is made from the code; report what nobody can fill in."""
+    page = path.read_text()
+    lesson = next((lesson for lesson in course.lessons if path.is_relative_to(lesson)), None)
+    bodies: dict[int, list[str]] = {}
+    stale: list[str] = []
+    for fence in fences(page):
+        if fence.kind not in CODE or len(fence.words) != 1:
+            continue
+        code = snippet(lesson or course.root, fence.words[0])
+        if code is None:
+            remedy = "name what the fence should show"
+            yield course.finding(path, f"there is no {fence.words[0]}", remedy)
+        elif [line.rstrip() for line in code.split("\n")] != fence.body:
+            bodies[fence.line] = code.split("\n")
+            stale.append(f"the snippet {fence.words[0]}")
+    page = fill(page, bodies)
+    if lesson and path == lesson / "README.md":
+        made = table(course, lesson)
+        try:
+            filled = put(page, "changes", made)
+            stale += ["the table of changes"] if filled != page else []
+            page = filled
+        except NoBlock as error:
+            if made:
+                yield course.finding(path, f"no table of changes: {error}", "add them")
+    if stale and not check:
+        course.write(path, page)
+    for what in stale if check else ():
+        yield course.finding(path, f"{what} is stale", "run `python -m tools readme`")

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shared.lessons import NoSuchLesson, find, lessons, number
+
 # These differ from lesson to lesson by nature, or another check holds them.
 OWN = {"README.md", "lesson.toml", "db", "breaks", "exercises"}
 JUNK = {"__pycache__", "outside.log"}
@@ -27,11 +29,7 @@ class Course:
 
     @property
     def lessons(self) -> list[Path]:
-        return sorted(
-            path
-            for path in (self.root / "lessons").glob("*")
-            if path.is_dir() and re.match(r"\d\d_", path.name)
-        )
+        return lessons(self.root / "lessons")
 
     @property
     def neighbours(self) -> list[tuple[Path, Path]]:
@@ -45,19 +43,10 @@ class Course:
 
     def lesson(self, name: str | None) -> Path:
         """`01`, `01_simple_queue`, or the path of a directory; the last lesson for None."""
-        lessons = self.lessons
-        if not name:
-            if not lessons:
-                raise CourseError(f"{self.root / 'lessons'}: there is no lesson")
-            return lessons[-1]
-        for lesson in lessons:
-            if name in (lesson.name, lesson.name.partition("_")[0]):
-                return lesson
-        for path in (Path(name), self.root / name):
-            if path.is_dir():
-                return path.resolve()
-        names = ", ".join(lesson.name for lesson in lessons)
-        raise CourseError(f"{name}: no such lesson or directory; there are {names}")
+        try:
+            return find(name, self.root / "lessons")
+        except NoSuchLesson as error:
+            raise CourseError(error) from None
 
     def chosen(self, name: str | None) -> list[Path]:
         """One lesson by name, or all of them."""
@@ -68,6 +57,11 @@ class Course:
 
     def shown(self, path: Path) -> str:
         return str(path.relative_to(self.root) if path.is_relative_to(self.root) else path)
+
+    def write(self, path: Path, text: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        print(f"{self.shown(path)}: written")
 
 
 def walk(directory: Path) -> Iterator[Path]:
@@ -91,6 +85,11 @@ def compared_files(lesson: Path) -> dict[str, str]:
     }
 
 
+def patch_name(before: Path, after: Path) -> str:
+    """Of the difference between neighbours, in diffs/."""
+    return f"{number(before):02}_to_{number(after):02}.patch"
+
+
 def copy_lesson(lesson: Path, target: Path) -> Path:
     for path in walk(lesson):
         copy = target / path.relative_to(lesson)
@@ -109,8 +108,9 @@ def settings(lesson: Path) -> dict[str, Any]:
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """Ours, without what would choose another lesson or git repository, and without colours."""
-    kept = {k: v for k, v in os.environ.items() if not re.match(r"LESSON|GIT_|FORCE_COLOR", k)}
+    """Ours, without what would choose another lesson, module or git repository, and colours."""
+    unwanted = re.compile("LESSON|PYTHONPATH|GIT_|FORCE_COLOR")
+    kept = {name: value for name, value in os.environ.items() if not unwanted.match(name)}
     return kept | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}",
         "NO_COLOR": "1",
