@@ -3,7 +3,8 @@
 postgres    a Postgres server: the one in DATABASE_URL, or an embedded one
 database    the lesson's own database schema on that server, and SQLAlchemy engines bound to it
 generated   are the files in db/ those that sqlc made from this schema.sql and queries.sql?
-story       narration: one time-stamped line per fact, and claims that must hold
+story       narration: one time-stamped line per fact, claims that must hold, a look at the tables
+verbs       the verbs of main.py: worker, enqueue, status, ...
 processes   worker processes: start, pause, kill, wait
 outside     the world outside the database, where no rollback reaches: a file with a line per effect
 testing     the fixtures of the tests

@@ -1,4 +1,4 @@
-"""Worker processes of a story or a test: real ones, to be watched, paused and killed."""
+"""Workers of a story or a test: real processes, to be watched, paused and killed; or a thread."""
 
 import os
 import signal
@@ -10,6 +10,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+# Options of a worker whose death is to be noticed soon.
+SHORT_LEASE = ("--lease", "1")
 
 
 class WorkerProcess:
@@ -52,12 +56,12 @@ class WorkerProcess:
         self.signal(signal.SIGCONT)
 
     def stop(self, seconds: float = 20) -> int:
-        """SIGTERM, and wait; kill -9 if it takes longer than `seconds`. Returns the exit status."""
+        """SIGTERM, and wait; kill -9 if that takes too long. Returns the exit status."""
         if self._process.poll() is None:
             self.resume()
             self._process.terminate()
         try:
-            return self._process.wait(seconds)
+            return self._process.wait(within(seconds))
         except subprocess.TimeoutExpired:
             self.kill()
             return self._process.wait()
@@ -93,13 +97,42 @@ def worker_processes(
                 print(f"worker {worker.name} failed:\n{worker.output()}", file=sys.stderr)
 
 
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 30) -> None:
-    """Return as soon as the condition holds; TimeoutError(what) after `seconds`."""
-    deadline = time.monotonic() + seconds
+@contextmanager
+def working(worker: Any) -> Iterator[None]:
+    """Let a Worker of a lesson run in a thread; stop it, and raise what it raised, at the end."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            worker.run()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        worker.stop()
+        thread.join(timeout=within(30))
+    assert not thread.is_alive(), "the worker did not stop"
+    if errors:
+        raise errors[0]
+
+
+def within(seconds: float) -> float:
+    """A deadline, times TEST_PATIENCE: on a busy or slow machine everything takes longer."""
+    return seconds * float(os.environ.get("TEST_PATIENCE") or 1)
+
+
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 30) -> None:
+    """Return as soon as the condition holds; TimeoutError(what) after `within(seconds)`."""
+    started = time.monotonic()
     while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"after {seconds:g} s still not true: {what}")
-        time.sleep(0.01)
+        waited = time.monotonic() - started
+        if waited > within(seconds):
+            raise TimeoutError(f"after {within(seconds):g} s still not true: {what}")
+        time.sleep(min(max(waited / 20, 0.01), 0.05))  # most conditions cost a connection
 
 
 def stop_with_parent() -> None:

@@ -1,11 +1,15 @@
-"""Narration: one time-stamped line per fact, and claims that must hold."""
+"""Narration: one time-stamped line per fact, claims that must hold, and a look at the tables."""
 
 import logging
 import sys
 import time
+from typing import Any
 
+import sqlalchemy as sa
 from rich.console import Console
 from rich.text import Text
+
+from shared.database import Database
 
 # Lines are never wrapped: a story that is piped into a file reads as it does in a wide terminal.
 console = Console(soft_wrap=True, highlight=False)
@@ -26,9 +30,42 @@ def scene(title: str) -> None:
 
 def check(holds: bool, fact: str) -> None:
     """Print a claim with its verdict. If it does not hold, the story ends with exit status 1."""
-    say(f"{'✓' if holds else '✗'} {fact}", style="green" if holds else "bold red")
+    _claim(holds, fact, "✓", "green")
+
+
+def feared(holds: bool, fact: str) -> None:
+    """As `check`, for a failure that has to be seen: what the lesson is going to mend."""
+    _claim(holds, fact, "!", "yellow")
+
+
+def _claim(holds: bool, fact: str, mark: str, style: str) -> None:
+    say(f"{mark if holds else '✗'} {fact}", style=style if holds else "bold red")
     if not holds:
         sys.exit(1)
+
+
+def get(db: Database, id: int) -> sa.Row[Any]:
+    """The task's row, with all its columns."""
+    with db.autocommit.connect() as connection:
+        return connection.execute(sa.text("select * from tasks where id = :id"), {"id": id}).one()
+
+
+def status(db: Database, id: int) -> str:
+    return get(db, id).status
+
+
+def count(db: Database, *statuses: str) -> int:
+    """How many tasks have one of the statuses."""
+    counting = sa.text("select count(*) from tasks where status = any(:statuses)")
+    with db.autocommit.connect() as connection:
+        return connection.execute(counting, {"statuses": list(statuses)}).scalar_one()
+
+
+def log_of(db: Database, id: int) -> list[sa.Row[Any]]:
+    """The entries of the task's event log."""
+    log = sa.text("select * from event_log where task_id = :id order by position")
+    with db.autocommit.connect() as connection:
+        return list(connection.execute(log, {"id": id}))
 
 
 class _SayHandler(logging.Handler):

@@ -1,7 +1,8 @@
-"""The tests' fixtures, as a pytest plugin. A test that asks for `lesson` runs once for each lesson.
+"""The tests' fixtures, as a pytest plugin. A test that asks for `lesson` runs on several lessons.
 
-tests/test_01_simple_queue.py holds for lesson 01 and for every later one, up to the lesson that a
-`@pytest.mark.until(3, why="...")` names. LESSON=01 or LESSON=work/01_mine tests that lesson alone.
+tests/test_01_enqueue.py holds for lesson 01 and for every later one, up to the lesson that a
+`@pytest.mark.until(3, why="...")` names. It runs on the first and on the last of these; with
+--everywhere, on all of them. LESSON=01 or LESSON=work/01_mine tests that lesson alone.
 A test in a lesson's exercises/ runs on the lesson in which it is.
 """
 
@@ -9,7 +10,6 @@ import importlib
 import os
 import re
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,10 +21,10 @@ import pytest
 from psycopg import sql
 
 from shared.database import MARK, Database, open_database, schema_name
+from shared.lessons import LESSONS, NoSuchLesson, find, lessons, number
 from shared.postgres import server
 from shared.processes import wait_until
-
-LESSONS = Path(__file__).resolve().parents[1] / "lessons"
+from shared.processes import working as working  # for the tests
 
 
 class Lesson:
@@ -53,14 +53,8 @@ def load(path: Path) -> SimpleNamespace:
             del sys.modules[name]
 
 
-def number(path: Path) -> int:
-    """The number in the directory's name; a copy without one is tested as the latest lesson."""
-    found = re.match(r"(\d\d)_", path.name)
-    return int(found[1]) if found else 99
-
-
-def lessons(test_file: Path) -> list[Path]:
-    """The lessons that a test file is for, before `until` is looked at."""
+def lessons_for(test_file: Path, until: int, everywhere: bool) -> list[Path]:
+    """The lessons on which a test of this file runs; none, if it is of a lesson after the last."""
     if test_file.parents[1].name == "exercises":
         if test_file.is_relative_to(LESSONS):
             pytest.skip(
@@ -68,19 +62,23 @@ def lessons(test_file: Path) -> list[Path]:
                 allow_module_level=True,
             )
         return [test_file.parents[2]]
-    found = re.match(r"test_(\d\d)_", test_file.name)
-    first = int(found[1]) if found else 0
     chosen = os.environ.get("LESSON")
-    paths = sorted(LESSONS.glob("[0-9][0-9]_*"))
-    if not chosen:
-        pass
-    elif (Path(chosen) / "main.py").exists():
-        paths = [Path(chosen).resolve()]
-    elif matches := [path for path in paths if chosen in (path.name, path.name[:2])]:
-        paths = matches
-    else:
-        raise pytest.UsageError(f"LESSON={chosen}: no such lesson, and no directory with a main.py")
-    return [path for path in paths if number(path) >= first]
+    try:
+        known = [find(chosen)] if chosen else lessons()
+    except NoSuchLesson as error:
+        raise pytest.UsageError(f"LESSON={error}") from None
+    of_file = re.match(r"test_(\d\d)_", test_file.name)
+    first = int(of_file[1]) if of_file else 0
+    paths = [path for path in known if first <= number(path) < until]
+    return paths if everywhere or len(paths) < 3 else [paths[0], paths[-1]]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--everywhere",
+        action="store_true",
+        help="run each test on every lesson for which it holds, not on the first and the last only",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -91,8 +89,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "lesson" not in metafunc.fixturenames:
         return
     until = metafunc.definition.get_closest_marker("until")
-    end = until.args[0] if until else 100
-    paths = [path for path in lessons(metafunc.definition.path) if number(path) < end]
+    everywhere = bool(metafunc.config.getoption("everywhere"))
+    paths = lessons_for(metafunc.definition.path, until.args[0] if until else 100, everywhere)
     metafunc.parametrize("lesson", paths, ids=[path.name for path in paths], indirect=True)
 
 
@@ -151,29 +149,6 @@ def environment(**values: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-@contextmanager
-def working(worker: Any) -> Iterator[None]:
-    """Let a Worker of a lesson run in a thread; stop it, and raise what it raised, at the end."""
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            worker.run()
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        worker.stop()
-        thread.join(timeout=30)
-    assert not thread.is_alive(), "the worker did not stop within 30 s"
-    if errors:
-        raise errors[0]
-
-
 def task_row(db: Database, id: int) -> SimpleNamespace:
     """A row of `tasks`, all columns, as it is now."""
     # Under another name, so that a test that cuts the worker's connections does not cut this one.
@@ -196,7 +171,7 @@ def waiting_for_a_lock(db: Database) -> int:
 
 
 def wait_for_status(db: Database, id: int, *statuses: str, seconds: float = 20) -> SimpleNamespace:
-    """The row of the task once it has one of the statuses; TimeoutError after `seconds`."""
+    """The row of the task once it has one of the statuses; TimeoutError as of `wait_until`."""
     what = f"task {id} is {' or '.join(statuses)}"
     wait_until(lambda: task_row(db, id).status in statuses, what, seconds)
     return task_row(db, id)

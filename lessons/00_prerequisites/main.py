@@ -14,7 +14,8 @@ import click
 from db.queries import Querier
 from shared.database import Database, open_database
 from shared.processes import wait_until
-from shared.story import check, say, scene
+from shared.story import check, feared, say, scene
+from shared.verbs import group
 
 HERE = Path(__file__).resolve().parent
 
@@ -41,7 +42,7 @@ def all_or_nothing(others: Querier) -> None:
     scene("Ada buys seats 1 and 2 in two transactions; her process is killed after the first")
     with seller("--autocommit", "Ada", "1", "2"):
         say(f"seat 1 is marked; what others see: {sold(others)}")
-    check(sold(others) == {1: "Ada"}, f"as feared: half of it was done: {sold(others)}")
+    feared(sold(others) == {1: "Ada"}, f"as feared: half of it was done: {sold(others)}")
 
     scene("Bea buys seats 2 and 3 in one transaction; her process is killed in the middle")
     with seller("Bea", "2", "3"):
@@ -90,13 +91,7 @@ def sold(queries: Querier) -> dict[int, str]:
     return {seat.number: seat.sold_to for seat in queries.list_seats() if seat.sold_to}
 
 
-@click.group(invoke_without_command=True)
-@click.pass_context
-def main(context: click.Context) -> None:
-    """Without a verb: the story of this lesson, on fresh tables."""
-    if context.invoked_subcommand is None:
-        with open_database(HERE, reset=True) as db:
-            story(db)
+main = group(HERE, story)
 
 
 @main.command("sell")

@@ -1,0 +1,221 @@
+"""The verbs of the lessons' main.py, to play every part by hand in several terminals."""
+
+import json
+import signal
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Unpack, get_args, get_origin, get_type_hints
+
+import click
+import sqlalchemy as sa
+from rich.table import Table
+from rich.text import Text
+
+from shared.database import Database, open_database
+from shared.story import console, say, say_logs
+
+# A keyword parameter of the lesson's Worker or enqueue is an option if it has a text here.
+WORKER = {
+    "queue": "the queue from which it takes tasks",
+    "slots": "how many tasks it runs side by side",
+    "lease": "seconds of silence until it is dead",
+    "grace": "seconds for running tasks at the end",
+}
+ENQUEUE = {
+    "queue": "the queue into which it goes",
+    "priority": "higher goes first",
+    "delay": "seconds until it may run",
+    "timeout": "seconds that an attempt may take",
+    "max_attempts": "how often it is tried",
+    "idempotency_key": "a second task with this key is not enqueued",
+}
+# What a verb by hand does, and what the task is then.
+BY_HAND = {
+    "retry": ("One more attempt for a failed task, which keeps its log.", "queued, with its log"),
+    "replay": (
+        "Run a task that has ended once more, from an empty log.",
+        "queued, with an empty log",
+    ),
+    "cancel": ("End a task that has not ended, and its children.", "cancelled"),
+}
+
+Story = Callable[[Database], None]
+ByHand = Callable[[sa.Connection, int], None]
+
+
+def group(lesson: Path, story: Story) -> click.Group:
+    """`python main.py` alone tells the story; `@main.command(...)` adds a verb."""
+
+    @click.group(invoke_without_command=True)
+    @click.pass_context
+    def main(context: click.Context) -> None:
+        """Without a verb: the story of this lesson, on fresh tables."""
+        if context.invoked_subcommand is None:
+            with open_database(lesson, reset=True) as db:
+                story(db)
+
+    return main
+
+
+def verbs(
+    lesson: Path,
+    story: Story,
+    worker: type[Any],
+    enqueue: Callable[..., int],
+    querier: type[Any],
+    *,
+    limit: Callable[[sa.Connection, str, int], None] | None = None,
+    by_hand: Sequence[ByHand] = (),
+) -> click.Group:
+    """The group with all the verbs of a lesson, whose functions say with a ValueError what is bad.
+
+    by_hand: what a person does to one task, in a transaction; the verb has the function's name.
+    """
+    main = group(lesson, story)
+    add_worker(main, lesson, worker)
+    add_enqueue(main, lesson, enqueue)
+    add_status(main, lesson, querier)
+    if limit is not None:
+        add_limit(main, lesson, limit)
+    for function in by_hand:
+        add_by_hand(main, lesson, function)
+    return main
+
+
+def add_worker(main: click.Group, lesson: Path, worker: type[Any]) -> None:
+    params = options(worker.__init__, WORKER)
+    has_grace = any(param.name == "grace" for param in params)
+    second = "; a second Ctrl-C does not wait for those that are running" if has_grace else ""
+    name = click.Option(
+        ["--name"], default="by-hand", help="what the worker calls itself in what it prints"
+    )
+
+    @main.command("worker", params=[name, *params], help=f"Run tasks until Ctrl-C{second}.")
+    def worker_verb(name: str, **given: Any) -> None:
+        say_logs()
+        with open_database(lesson) as db:
+            try:
+                running = worker(db, name, **without_none(given))
+            except ValueError as error:
+                raise click.ClickException(str(error)) from None
+
+            def stop(*_: object) -> None:
+                running.stop()
+
+            signal.signal(signal.SIGINT, stop)
+            signal.signal(signal.SIGTERM, stop)
+            running.run()
+
+
+def add_enqueue(main: click.Group, lesson: Path, enqueue: Callable[..., int]) -> None:
+    @main.command("enqueue", params=options(enqueue, ENQUEUE))
+    @click.argument("name")
+    @click.argument("input", default="null")
+    def enqueue_verb(name: str, input: str, **given: Any) -> None:
+        """Put one task into the queue: enqueue send_receipt 7, enqueue divide '[6, 3]'."""
+        with open_database(lesson) as db, db.autocommit.connect() as connection:
+            try:
+                id = enqueue(connection, name, json.loads(input), **without_none(given))
+            except ValueError as error:
+                text = f"{error}\nThe input is JSON, in quotes: '[6, 3]'"
+                raise click.ClickException(text) from None
+            say(f"task {id} is queued")
+
+
+def add_limit(
+    main: click.Group, lesson: Path, limit: Callable[[sa.Connection, str, int], None]
+) -> None:
+    @main.command("limit")
+    @click.argument("max_running", type=int)
+    @click.option("--queue", default="default", help="the queue that is limited")
+    def limit_verb(max_running: int, queue: str) -> None:
+        """Let at most so many tasks of a queue run at once; 0 pauses it."""
+        with open_database(lesson) as db, db.autocommit.connect() as connection:
+            try:
+                limit(connection, queue, max_running)
+            except ValueError as error:
+                raise click.ClickException(str(error)) from None
+            say(f"queue {queue}: at most {max_running} tasks at once")
+
+
+def add_by_hand(main: click.Group, lesson: Path, function: ByHand) -> None:
+    help_text, then = BY_HAND[function.__name__]
+
+    @main.command(function.__name__, help=help_text)
+    @click.argument("id", type=int)
+    def by_hand_verb(id: int) -> None:
+        with open_database(lesson) as db, db.engine.begin() as connection:
+            try:
+                function(connection, id)
+            except ValueError as error:
+                raise click.ClickException(f"{error}; `status` shows the tasks") from None
+        say(f"task {id} is {then}")
+
+
+def add_status(main: click.Group, lesson: Path, querier: type[Any]) -> None:
+    @main.command("status")
+    def status_verb() -> None:
+        """Show how many tasks there are in each status, and the newest ones."""
+        with open_database(lesson) as db, db.autocommit.connect() as connection:
+            queries = querier(connection)
+            tasks = list(queries.list_tasks(at_most=10))
+            has_workers = hasattr(queries, "list_workers")  # from lesson 03 on, and attempts
+            console.print(table_with_attempts(tasks) if has_workers else table(tasks))
+            console.print(", ".join(f"{row.tasks} {row.status}" for row in queries.count_tasks()))
+            if has_workers:
+                workers = [f"{worker.name} ({worker.id})" for worker in queries.list_workers()]
+                console.print(f"workers: {', '.join(workers) or 'none'}")
+
+
+def table(tasks: Sequence[Any]) -> Table:
+    table = Table("id", "task", "status", "output or error")
+    for task in tasks:
+        call = f"{task.name}({json.dumps(task.input)})"
+        end = {"succeeded": json.dumps(task.output), "failed": task.error}
+        table.add_row(str(task.id), Text(call), task.status, Text(end.get(task.status) or ""))
+    return table
+
+
+def table_with_attempts(tasks: Sequence[Any]) -> Table:
+    table = Table("id", "task", "status", "attempt", "output or error")
+    for task in tasks:
+        call = f"{task.name}({task.input})"
+        attempt = f"{task.attempt} of {task.max_attempts}"
+        table.add_row(str(task.id), Text(call), task.status, attempt, Text(task.outcome))
+    return table
+
+
+class Seconds(click.FloatRange):
+    """A number of seconds, for a timedelta."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return timedelta(seconds=super().convert(value, param, ctx))
+
+
+def options(function: Callable[..., Any], texts: dict[str, str]) -> list[click.Parameter]:
+    """Those of the function's parameters that have a text; the default is the function's own."""
+    types = get_type_hints(function)
+    for hint in list(types.values()):
+        if get_origin(hint) is Unpack:  # **options: Unpack[TaskOptions]
+            types |= get_type_hints(get_args(hint)[0])
+    return [
+        click.Option([flag(name), name], type=click_type(types[name]), help=text)
+        for name, text in texts.items()
+        if name in types
+    ]
+
+
+def click_type(hint: Any) -> Any:
+    if timedelta in (hint, *get_args(hint)):  # or None
+        return Seconds(0.1, 1e6)
+    return int if hint is int else str
+
+
+def flag(name: str) -> str:
+    return "--key" if name == "idempotency_key" else f"--{name.replace('_', '-')}"
+
+
+def without_none(given: dict[str, Any]) -> dict[str, Any]:
+    """What stands on the command line."""
+    return {name: value for name, value in given.items() if value is not None}
