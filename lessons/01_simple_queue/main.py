@@ -1,23 +1,20 @@
 """Lesson 01: a queue that hands each task to one worker. --help lists the verbs."""
 
-import json
-import signal
 import threading
 import time
 from collections import Counter
 from pathlib import Path
 
-import click
 import sqlalchemy as sa
-from rich.table import Table
-from rich.text import Text
 
 import app
 from db.queries import CLAIM_TASK, Querier
-from shared.database import Database, open_database
+from inputs import BadInput
+from shared.database import Database
 from shared.processes import wait_until, worker_processes
-from shared.story import check, console, say, say_logs, scene
-from tasks import BadInput, enqueue, registry
+from shared.story import check, count, feared, say, scene, status
+from shared.verbs import verbs
+from tasks import enqueue, registry
 from worker import Worker
 
 HERE = Path(__file__).resolve().parent
@@ -52,7 +49,7 @@ def two_statements(db: Database) -> None:
         worker.join()
     runs = len(app.outside.effects())
     say(f"100 tasks, two workers, {runs} receipts sent: {runs - 100} customers got two")
-    check(runs > 100, "as feared: two workers took the same task")
+    feared(runs > 100, "as feared: two workers took the same task")
 
 
 NAIVE_LOOK = "select id, name, input from tasks where status = 'queued' order by id limit 1"
@@ -135,17 +132,16 @@ def bad_tasks(db: Database) -> None:
 def killed_worker(db: Database) -> None:
     scene("What this queue cannot do yet: a worker is killed in the middle of a task")
     with db.autocommit.connect() as connection:
-        queue = Querier(connection)
         id = enqueue(connection, "sleep", 60)
         with worker_processes(HERE, "d") as (worker,):
             wait_until(lambda: count(db, "running") == 1, "worker d runs the task")
             worker.kill()
-            say(f"kill -9 of worker d, {worker.exit_status}: its task is {status_of(queue, id)}")
+            say(f"kill -9 of worker d, {worker.exit_status}: its task is {status(db, id)}")
         with worker_processes(HERE, "e"):
             enqueue(connection, "divide", [6, 3])
             wait_until(lambda: count(db, "queued") == 0, "worker e emptied the queue")
-            say(f"worker e has emptied the queue; the task of d is {status_of(queue, id)}")
-    check(count(db, "running") == 1, "the row says running, for ever: lesson 03 mends this")
+            say(f"worker e has emptied the queue; the task of d is {status(db, id)}")
+    feared(count(db, "running") == 1, "the row says running, for ever: lesson 03 mends this")
 
 
 def enqueue_receipts(db: Database, orders: int) -> None:
@@ -157,75 +153,11 @@ def enqueue_receipts(db: Database, orders: int) -> None:
             enqueue(connection, "send_receipt", order)
 
 
-def count(db: Database, *statuses: str) -> int:
-    with db.autocommit.connect() as connection:
-        counts = Querier(connection).count_tasks()
-        return sum(row.tasks for row in counts if row.status in statuses)
-
-
-def status_of(queue: Querier, id: int) -> str:
-    task = queue.get_task(id=id)
-    return "gone" if task is None else task.status
-
-
 def shares_of(shares: Counter[str]) -> str:
     return ", ".join(f"{runs} by one" for runs in shares.values())
 
 
-# The verbs: the same in every lesson, to play every part by hand in several terminals.
-
-
-@click.group(invoke_without_command=True)
-@click.pass_context
-def main(context: click.Context) -> None:
-    """Without a verb: the story of this lesson, on fresh tables."""
-    if context.invoked_subcommand is None:
-        with open_database(HERE, reset=True) as db:
-            story(db)
-
-
-@main.command("worker")
-@click.option("--name", default="by-hand", help="what the worker calls itself in what it prints")
-def worker_verb(name: str) -> None:
-    """Run tasks until Ctrl-C."""
-    say_logs()
-    with open_database(HERE) as db:
-        worker = Worker(db, name)
-
-        def stop(*_: object) -> None:
-            worker.stop()
-
-        signal.signal(signal.SIGINT, stop)
-        signal.signal(signal.SIGTERM, stop)
-        worker.run()
-
-
-@main.command("enqueue")
-@click.argument("name")
-@click.argument("input", default="null")
-def enqueue_verb(name: str, input: str) -> None:
-    """Put one task into the queue: enqueue send_receipt 7, enqueue divide '[6, 3]'."""
-    with open_database(HERE) as db, db.autocommit.connect() as connection:
-        try:
-            id = enqueue(connection, name, json.loads(input))
-        except ValueError as error:  # BadInput is one; so is what json.loads raises
-            raise click.ClickException(f"{error}\nThe input is JSON, in quotes: '[6, 3]'") from None
-        say(f"task {id} is queued")
-
-
-@main.command("status")
-def status_verb() -> None:
-    """Show how many tasks there are in each status, and the newest ones."""
-    with open_database(HERE) as db, db.autocommit.connect() as connection:
-        queue = Querier(connection)
-        table = Table("id", "task", "status", "output or error")
-        for task in queue.list_tasks(at_most=10):
-            call = f"{task.name}({json.dumps(task.input)})"
-            end = {"succeeded": json.dumps(task.output), "failed": task.error}
-            table.add_row(str(task.id), Text(call), task.status, Text(end.get(task.status) or ""))
-        console.print(table)
-        console.print(", ".join(f"{row.tasks} {row.status}" for row in queue.count_tasks()))
-
+main = verbs(HERE, story, Worker, enqueue, Querier)
 
 if __name__ == "__main__":
     main()

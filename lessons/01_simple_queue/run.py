@@ -1,0 +1,52 @@
+"""One run of a task: call its function, and store what came of it."""
+
+import logging
+from dataclasses import dataclass
+
+from db.queries import ClaimTaskRow, Querier
+from inputs import Json, describe, to_json
+from tasks import registry
+
+log = logging.getLogger("worker")
+
+
+@dataclass(frozen=True)
+class Succeeded:
+    output: str  # JSON
+
+
+@dataclass(frozen=True)
+class Failed:
+    error: str
+
+
+def run_task(queries: Querier, task: ClaimTaskRow) -> None:
+    log.info("task %d: %s", task.id, task.name)
+    if store(queries, task.id, outcome_of(task)) == 0:
+        log.warning("task %d was not running any more", task.id)
+
+
+def outcome_of(task: ClaimTaskRow) -> Succeeded | Failed:
+    try:
+        return Succeeded(to_json(call(task.name, task.input)))
+    # A task that calls sys.exit() fails like any other; it does not take its worker along.
+    except (Exception, SystemExit) as error:
+        return Failed(describe(error))
+
+
+def call(name: str, input: Json) -> Json:
+    """Call the registered function. A row with a name that nobody registered fails only itself."""
+    if name not in registry:
+        raise LookupError(f"this worker knows no task {name!r}")
+    return registry[name](input)
+
+
+def store(queries: Querier, id: int, outcome: Succeeded | Failed) -> int:
+    """Returns how many rows were changed: 1, or 0 if the task is not running any more."""
+    match outcome:
+        case Succeeded(output):
+            log.info("task %d succeeded", id)
+            return queries.succeed_task(id=id, output=output)
+        case Failed(error):
+            log.info("task %d failed: %s", id, error)
+            return queries.fail_task(id=id, error=error)
