@@ -1,25 +1,24 @@
 """Lesson 02: a worker claims what it can run, and a queue has a limit. --help lists the verbs."""
 
-import json
-import signal
 import threading
 import time
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 
-import click
 import sqlalchemy as sa
-from rich.table import Table
-from rich.text import Text
 
 import app
+from claim import limit_queue
 from db.queries import Querier
-from shared.database import Database, open_database
-from shared.processes import wait_until, worker_processes
-from shared.story import check, console, say, say_logs, scene
-from tasks import BadInput, enqueue, limit_queue, to_json
-from worker import Worker, call
+from inputs import to_json
+from run import call
+from shared.database import Database
+from shared.processes import wait_until, worker_processes, working
+from shared.story import check, count, feared, say, scene
+from shared.verbs import verbs
+from tasks import enqueue
+from worker import Worker
 
 HERE = Path(__file__).resolve().parent
 
@@ -46,7 +45,7 @@ def greedy_worker(db: Database) -> None:
                 queue.succeed_task(id=task.id, output=to_json(call(task.name, task.input)))
             seconds = time.monotonic() - started
     say(f"it runs them one after the other, {seconds:.1f} s; worker idle has 10 slots and looks on")
-    check(len(by_process()) == 1, "as feared: 20 tasks, two workers, one of them did everything")
+    feared(len(by_process()) == 1, "as feared: 20 tasks, two workers, one of them did everything")
 
 
 def free_slots(db: Database) -> None:
@@ -69,7 +68,7 @@ def count_then_claim(db: Database) -> None:
         for worker in workers:
             tasks = list(worker.claim_tasks(queue="default", at_most=3, limited=False))
             say(f"a worker claims {len(tasks)} tasks")
-    check(count(db, "running") == 6, "as feared: 6 tasks are running, and the limit is 3")
+    feared(count(db, "running") == 6, "as feared: 6 tasks are running, and the limit is 3")
 
 
 def lock_and_count_in_one_statement(db: Database) -> None:
@@ -85,7 +84,7 @@ def lock_and_count_in_one_statement(db: Database) -> None:
         second.join()
         other.commit()
         say("the first has committed; the second goes on, with the count of before its wait")
-    check(count(db, "running") == 6, "as feared: 6 tasks are running, and the limit is 3")
+    feared(count(db, "running") == 6, "as feared: 6 tasks are running, and the limit is 3")
 
 
 ONE_STATEMENT = """
@@ -124,16 +123,10 @@ def what_a_limit_costs(db: Database) -> None:
     scene("What it costs: 2,000 tasks that do nothing, two workers with 10 slots each")
     for limit in (None, 1000, 5):
         enqueue_work(db, [None] * 2000, limit)
-        workers = [Worker(db, name) for name in ("a", "b")]
-        threads = [threading.Thread(target=worker.run) for worker in workers]
         started = time.monotonic()
-        for thread in threads:
-            thread.start()
-        wait_until(lambda: count(db, "queued", "running") == 0, "2,000 tasks are done")
-        seconds = time.monotonic() - started
-        for worker, thread in zip(workers, threads, strict=True):
-            worker.stop()
-            thread.join()
+        with working(Worker(db, "a")), working(Worker(db, "b")):
+            wait_until(lambda: count(db, "queued", "running") == 0, "2,000 tasks are done")
+            seconds = time.monotonic() - started
         reached = {None: "no limit", 1000: "a limit of 1,000, never reached", 5: "a limit of 5"}
         say(f"{reached[limit]}: {2000 / seconds:,.0f} tasks a second")
 
@@ -176,85 +169,7 @@ def waiting_for_a_lock(db: Database) -> bool:
         ).fetchone() == (True,)
 
 
-def count(db: Database, *statuses: str) -> int:
-    with db.autocommit.connect() as connection:
-        counts = Querier(connection).count_tasks()
-        return sum(row.tasks for row in counts if row.status in statuses)
-
-
-# The verbs: the same in every lesson, to play every part by hand in several terminals.
-
-
-@click.group(invoke_without_command=True)
-@click.pass_context
-def main(context: click.Context) -> None:
-    """Without a verb: the story of this lesson, on fresh tables."""
-    if context.invoked_subcommand is None:
-        with open_database(HERE, reset=True) as db:
-            story(db)
-
-
-@main.command("worker")
-@click.option("--name", default="by-hand", help="what the worker calls itself in what it prints")
-@click.option("--queue", default="default", help="the queue from which it takes tasks")
-@click.option("--slots", default=10, help="how many tasks it runs side by side")
-def worker_verb(name: str, queue: str, slots: int) -> None:
-    """Run tasks until Ctrl-C."""
-    say_logs()
-    with open_database(HERE) as db:
-        try:
-            worker = Worker(db, name, queue=queue, slots=slots)
-        except BadInput as error:
-            raise click.ClickException(str(error)) from None
-
-        def stop(*_: object) -> None:
-            worker.stop()
-
-        signal.signal(signal.SIGINT, stop)
-        signal.signal(signal.SIGTERM, stop)
-        worker.run()
-
-
-@main.command("enqueue")
-@click.argument("name")
-@click.argument("input", default="null")
-@click.option("--queue", default="default", help="the queue into which it goes")
-def enqueue_verb(name: str, input: str, queue: str) -> None:
-    """Put one task into the queue: enqueue send_receipt 7, enqueue divide '[6, 3]'."""
-    with open_database(HERE) as db, db.autocommit.connect() as connection:
-        try:
-            id = enqueue(connection, name, json.loads(input), queue=queue)
-        except ValueError as error:  # BadInput is one; so is what json.loads raises
-            raise click.ClickException(f"{error}\nThe input is JSON, in quotes: '[6, 3]'") from None
-        say(f"task {id} is queued")
-
-
-@main.command("limit")
-@click.argument("max_running", type=int)
-@click.option("--queue", default="default", help="the queue that is limited")
-def limit_verb(max_running: int, queue: str) -> None:
-    """Let at most so many tasks of a queue run at once; 0 pauses it."""
-    with open_database(HERE) as db, db.autocommit.connect() as connection:
-        try:
-            limit_queue(connection, queue, max_running)
-        except BadInput as error:
-            raise click.ClickException(str(error)) from None
-        say(f"queue {queue}: at most {max_running} tasks at once")
-
-
-@main.command("status")
-def status_verb() -> None:
-    """Show how many tasks there are in each status, and the newest ones."""
-    with open_database(HERE) as db, db.autocommit.connect() as connection:
-        queue = Querier(connection)
-        table = Table("id", "task", "status", "output or error")
-        for task in queue.list_tasks(at_most=10):
-            call = f"{task.name}({json.dumps(task.input)})"
-            end = {"succeeded": json.dumps(task.output), "failed": task.error}
-            table.add_row(str(task.id), Text(call), task.status, Text(end.get(task.status) or ""))
-        console.print(table)
-        console.print(", ".join(f"{row.tasks} {row.status}" for row in queue.count_tasks()))
-
+main = verbs(HERE, story, Worker, enqueue, Querier, limit=limit_queue)
 
 if __name__ == "__main__":
     main()

@@ -1,28 +1,18 @@
-"""Tasks as a program sees them: registered functions, JSON in and out, and a way into the queue."""
+"""Tasks as a program sees them: registered functions, and a way into the queue."""
 
-import json
-import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
 from db.queries import Querier
-
-Json = Any  # what json.loads can return
-MAX_JSON_BYTES = 1_000_000
-MAX_ERROR_CHARACTERS = 10_000
-MAX_INT = 2**31 - 1
+from inputs import BadInput, Json, check_queue, to_json
 
 # Workers look functions up here and nowhere else; a name in a row is never imported. Whoever can
 # write to the table can run a registered function with an input of their own, and no other code.
 registry: dict[str, Callable[[Any], Json]] = {}
 
 Function = TypeVar("Function", bound=Callable[[Any], Json])
-
-
-class BadInput(ValueError):
-    """Refused at the door: nothing was written. The message says what to change."""
 
 
 def task(function: Function) -> Function:
@@ -47,58 +37,3 @@ def enqueue(connection: sa.Connection, name: str, input: Json, *, queue: str = "
     task_id = Querier(connection).enqueue_task(queue=queue, name=name, input=to_json(input))
     assert task_id is not None, "an INSERT ... RETURNING returns its row, or raises"
     return task_id
-
-
-def limit_queue(connection: sa.Connection, queue: str, max_running: int) -> None:
-    """Let at most `max_running` tasks of the queue run at once, over all workers; 0 pauses it.
-
-    Running tasks are left alone. Workers keep to it from their next claim on; until the caller's
-    transaction ends, they wait with that. Only a queue's very first limit lets the claims pass that
-    are under way at that moment. Raises BadInput.
-    """
-    check_queue(queue)
-    check_number("a limit", max_running, 0, MAX_INT)
-    Querier(connection).limit_queue(queue=queue, max_running=max_running)
-
-
-def check_queue(queue: str) -> None:
-    """BadInput for a name that cannot be, or that would look like another one."""
-    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,100}", queue):
-        raise BadInput(f"a queue is named with 1 to 100 letters, digits, _ . -, not {queue!r}")
-
-
-def check_number(what: str, number: int, least: int, most: int) -> None:
-    if type(number) is not int or not least <= number <= most:
-        raise BadInput(f"{what} is a whole number from {least:,} to {most:,}, not {number!r}")
-
-
-def to_json(value: Json) -> str:
-    """`value` as JSON text that Postgres can store and that reads back as an equal value.
-
-    Raises BadInput for what would fail later, or come back as something else.
-    """
-    try:
-        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
-        size = len(text.encode())
-    except (TypeError, ValueError, RecursionError) as error:  # a set; NaN, half a surrogate; depth
-        raise BadInput(f"not JSON: {error}") from None
-    if size > MAX_JSON_BYTES:
-        raise BadInput(
-            f"{size:,} bytes of JSON, and {MAX_JSON_BYTES:,} is the most: "
-            "keep large data elsewhere and pass its address"
-        )
-    if "\\u0000" in text.replace("\\\\", ""):
-        raise BadInput("a string holds the character NUL, which Postgres cannot store")
-    if json.loads(text) != value:
-        raise BadInput("JSON would change it: use lists, not tuples, and strings as keys of a dict")
-    return text
-
-
-def describe(error: BaseException) -> str:
-    """`error` as text that can be stored, whatever it holds: NUL, half a surrogate, megabytes."""
-    try:
-        text = f"{type(error).__name__}: {error}"
-    except Exception:
-        text = f"{type(error).__name__}, and its message cannot be read"
-    text = text.encode(errors="backslashreplace").decode().replace("\0", "\\x00")
-    return text[:MAX_ERROR_CHARACTERS]

@@ -43,7 +43,7 @@ def test_2_a_paused_queue_does_not_hold_up_the_others(lesson, db):
         ran.append(queue)
 
     with db.autocommit.connect() as connection:
-        lesson.tasks.limit_queue(connection, "urgent", 0)
+        lesson.claim.limit_queue(connection, "urgent", 0)
     enqueue(lesson, db, "urgent", 3)
     enqueue(lesson, db, "default", 3)
     with working(lesson.worker.Worker(db, "w", queues=QUEUES, slots=2)):
