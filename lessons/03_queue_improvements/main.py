@@ -1,25 +1,23 @@
 """Lesson 03: a queue that survives its workers. --help lists the verbs."""
 
-import json
-import signal
 import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import click
 import sqlalchemy as sa
-from rich.table import Table
-from rich.text import Text
 
 import app
-from db import models
+from claim import limit_queue
 from db.queries import Querier
-from shared.database import Database, open_database
-from shared.processes import wait_until, worker_processes
-from shared.story import check, console, say, say_logs, scene
-from tasks import BadInput, Json, enqueue, enqueue_many, limit_queue
-from worker import Worker, backoff
+from inputs import BadInput, Json
+from shared.database import Database
+from shared.processes import SHORT_LEASE, wait_until, worker_processes
+from shared.story import check, count, feared, get, say, scene, status
+from shared.verbs import verbs
+from tasks import enqueue
+from timing import Timing
+from worker import Worker
 
 HERE = Path(__file__).resolve().parent
 
@@ -33,7 +31,6 @@ def story(db: Database) -> None:
     takes_too_long(db)
     order_and_delay(db)
     same_key(db)
-    many_at_once(db)
     graceful_stop(db)
 
 
@@ -72,7 +69,7 @@ def zombie_without_a_fence(db: Database) -> None:
         say(f"worker slow wakes up and stores its result: {slow} row changed")
         quick = connection.execute(sa.text(NO_FENCE), {"id": id, "output": '"quick"'}).rowcount
         say(f"worker quick stores its result: {quick} rows changed")
-    check(get(db, id).output == "slow", "as feared: the void attempt 1 has ended attempt 2")
+    feared(get(db, id).output == "slow", "as feared: the void attempt 1 has ended attempt 2")
 
 
 NO_FENCE = """
@@ -93,7 +90,7 @@ def zombie_with_a_fence(db: Database) -> None:
             say("worker quick has buried it, and runs attempt 2")
             slow.resume()
             wait_until(lambda: "void" in slow.output(), "worker slow has noticed")
-            say("worker slow goes on, finishes, and is refused: 'not ours any more: void'")
+            say("worker slow goes on, ends, and is refused: 'not running in attempt 1 any more'")
             wait_until(lambda: status(db, id) == "succeeded", "worker quick is done")
     check(get(db, id).attempt == 2, "the result is that of attempt 2")
 
@@ -111,7 +108,7 @@ def poison(db: Database) -> None:
             ):
                 connection.execute(sa.text(PUT_BACK), {"id": task.id})
     say(f"100 claims: {get(db, bad).attempt} of the poison task, and the one behind it is queued")
-    check(get(db, behind).attempt == 0, "as feared: it is tried for ever, and others wait")
+    feared(get(db, behind).attempt == 0, "as feared: it is tried for ever, and others wait")
 
 
 PUT_BACK = "update tasks set status = 'queued' where id = :id"
@@ -119,7 +116,7 @@ PUT_BACK = "update tasks set status = 'queued' where id = :id"
 
 def tries_again(db: Database) -> None:
     scene("What failed is tried again later, and not for ever")
-    waits = ", ".join(f"{backoff(attempt).total_seconds():.2f}" for attempt in (1, 2, 3, 4))
+    waits = ", ".join(f"{Timing().backoff(n).total_seconds():.2f}" for n in (1, 2, 3, 4))
     say(f"for example after {waits} s; at most after 1, 2, 4, 8 s")
     app.outside.forget()
     flaky = enqueue_one(db, "flaky", 1)
@@ -137,14 +134,11 @@ def tries_again(db: Database) -> None:
 
 
 def takes_too_long(db: Database) -> None:
-    scene("A task that does not end, and one behind it that is wanted soon or never")
-    soon = timedelta(seconds=0.2)
-    endless = enqueue_one(db, "sleep", 1.3, timeout=soon, max_attempts=1)
-    late = enqueue_one(db, "sleep", 0, start_timeout=soon, empty=False)
+    scene("A task that does not end")
+    endless = enqueue_one(db, "sleep", 1.3, timeout=timedelta(seconds=0.2), max_attempts=1)
     with worker_processes(HERE, "a", options=("--slots", "1")) as (worker,):
-        wait_until(lambda: count(db, "queued", "running") == 0, "both have timed out")
-        say(f"the endless one: {get(db, endless).error}")
-        say(f"the one behind it: {get(db, late).error}")
+        wait_until(lambda: count(db, "queued", "running") == 0, "it has timed out")
+        say(f"{get(db, endless).error}")
         wait_until(lambda: "void" in worker.output(), "the endless task has ended")
     say("Python cannot stop a thread: the slot was busy to the end, and the result was refused")
     check(status(db, endless) == "failed", "a late result does not undo a timeout")
@@ -177,28 +171,6 @@ def same_key(db: Database) -> None:
         say(f"another order, refused: {str(error).partition(':')[0]}")
 
 
-def many_at_once(db: Database) -> None:
-    scene("A thousand receipts: as many statements, or one")
-    orders = range(1000)
-    start = time.monotonic()
-    with db.autocommit.connect() as connection:
-        for order in orders:
-            enqueue(connection, "send_receipt", order)
-    commits = time.monotonic()
-    with db.engine.begin() as connection:
-        for order in orders:
-            enqueue(connection, "send_receipt", order)
-    statements = time.monotonic()
-    with db.engine.begin() as connection:
-        ids = enqueue_many(connection, "send_receipt", orders)
-    end = time.monotonic()
-    say(f"a statement and a commit for each: {commits - start:.3f} s")
-    say(f"a statement for each, one commit: {statements - commits:.3f} s")
-    say(f"one statement: {end - statements:.3f} s")
-    inputs = [get(db, id).input for id in (ids[0], ids[500], ids[999])]
-    check(inputs == [0, 500, 999], "the ids are in the order of the inputs")
-
-
 def graceful_stop(db: Database) -> None:
     scene("A worker is asked to stop")
     short = enqueue_one(db, "sleep", 1.2)
@@ -216,9 +188,6 @@ def graceful_stop(db: Database) -> None:
         connection.execute(sa.text("truncate tasks, workers"))
 
 
-SHORT_LEASE = ("--lease", "1")
-
-
 def enqueue_one(db: Database, name: str, input: Json, *, empty: bool = True, **options: Any) -> int:
     """Into an empty queue, unless told otherwise."""
     with db.engine.begin() as connection:
@@ -227,123 +196,7 @@ def enqueue_one(db: Database, name: str, input: Json, *, empty: bool = True, **o
         return enqueue(connection, name, input, **options)
 
 
-def get(db: Database, id: int) -> models.Task:
-    with db.autocommit.connect() as connection:
-        task = Querier(connection).get_task(id=id)
-        assert task is not None
-        return task
-
-
-def status(db: Database, id: int) -> str:
-    return get(db, id).status
-
-
-def count(db: Database, *statuses: str) -> int:
-    with db.autocommit.connect() as connection:
-        counts = Querier(connection).count_tasks()
-        return sum(row.tasks for row in counts if row.status in statuses)
-
-
-# The verbs: the same in every lesson, to play every part by hand in several terminals.
-
-DURATION = click.FloatRange(0.1, 1e6)  # seconds
-
-
-@click.group(invoke_without_command=True)
-@click.pass_context
-def main(context: click.Context) -> None:
-    """Without a verb: the story of this lesson, on fresh tables."""
-    if context.invoked_subcommand is None:
-        with open_database(HERE, reset=True) as db:
-            story(db)
-
-
-@main.command("worker")
-@click.option("--name", default="by-hand", help="what the worker calls itself in what it prints")
-@click.option("--queue", default="default", help="the queue from which it takes tasks")
-@click.option("--slots", default=10, help="how many tasks it runs side by side")
-@click.option("--lease", default=10.0, type=DURATION, help="seconds of silence until it is dead")
-@click.option("--grace", default=30.0, type=DURATION, help="seconds for running tasks at the end")
-def worker_verb(name: str, queue: str, slots: int, lease: float, grace: float) -> None:
-    """Run tasks until Ctrl-C; a second Ctrl-C does not wait for those that are running."""
-    say_logs()
-    with open_database(HERE) as db:
-        try:
-            worker = Worker(
-                db,
-                name,
-                queue=queue,
-                slots=slots,
-                lease=timedelta(seconds=lease),
-                grace=timedelta(seconds=grace),
-            )
-        except BadInput as error:
-            raise click.ClickException(str(error)) from None
-
-        def stop(*_: object) -> None:
-            worker.stop()
-
-        signal.signal(signal.SIGINT, stop)
-        signal.signal(signal.SIGTERM, stop)
-        worker.run()
-
-
-@main.command("enqueue")
-@click.argument("name")
-@click.argument("input", default="null")
-@click.option("--queue", default="default", help="the queue into which it goes")
-@click.option("--priority", default=0, help="higher goes first")
-@click.option("--delay", type=DURATION, help="seconds until it may run")
-@click.option("--timeout", type=DURATION, help="seconds that an attempt may take")
-@click.option("--max-attempts", default=5, help="how often it is tried")
-@click.option("--key", "idempotency_key", help="a second task with this key is not enqueued")
-def enqueue_verb(
-    name: str, input: str, delay: float | None, timeout: float | None, **options: Any
-) -> None:
-    """Put one task into the queue: enqueue send_receipt 7, enqueue divide '[6, 3]'."""
-    with open_database(HERE) as db, db.autocommit.connect() as connection:
-        try:
-            id = enqueue(
-                connection,
-                name,
-                json.loads(input),
-                delay=None if delay is None else timedelta(seconds=delay),
-                timeout=None if timeout is None else timedelta(seconds=timeout),
-                **options,
-            )
-        except ValueError as error:  # BadInput is one; so is what json.loads raises
-            raise click.ClickException(f"{error}\nThe input is JSON, in quotes: '[6, 3]'") from None
-        say(f"task {id} is queued")
-
-
-@main.command("limit")
-@click.argument("max_running", type=int)
-@click.option("--queue", default="default", help="the queue that is limited")
-def limit_verb(max_running: int, queue: str) -> None:
-    """Let at most so many tasks of a queue run at once; 0 pauses it."""
-    with open_database(HERE) as db, db.autocommit.connect() as connection:
-        try:
-            limit_queue(connection, queue, max_running)
-        except BadInput as error:
-            raise click.ClickException(str(error)) from None
-        say(f"queue {queue}: at most {max_running} tasks at once")
-
-
-@main.command("status")
-def status_verb() -> None:
-    """Show how many tasks there are in each status, and the newest ones."""
-    with open_database(HERE) as db, db.autocommit.connect() as connection:
-        queue = Querier(connection)
-        table = Table("id", "task", "status", "attempt", "output or error")
-        for task in queue.list_tasks(at_most=10):
-            call = f"{task.name}({task.input})"
-            attempt = f"{task.attempt} of {task.max_attempts}"
-            table.add_row(str(task.id), Text(call), task.status, attempt, Text(task.outcome))
-        console.print(table)
-        console.print(", ".join(f"{row.tasks} {row.status}" for row in queue.count_tasks()))
-        workers = [f"{worker.name} ({worker.id})" for worker in queue.list_workers()]
-        console.print(f"workers: {', '.join(workers) or 'none'}")
-
+main = verbs(HERE, story, Worker, enqueue, Querier, limit=limit_queue)
 
 if __name__ == "__main__":
     main()

@@ -2,33 +2,15 @@
 -- No row: there is a task of this name with this idempotency key. If another transaction has
 -- inserted it and is still open, this statement waits to see whether it commits.
 insert into tasks (
-    queue, name, input, priority, max_attempts, timeout, idempotency_key, status, run_at, start_by
+    queue, name, input, priority, max_attempts, timeout, idempotency_key, status, run_at
 )
 values (
     @queue, @name, cast(@input as json), @priority, @max_attempts, sqlc.narg(timeout),
     sqlc.narg(idempotency_key),
     case when sqlc.narg(delay)::interval is null then 'queued' else 'waiting' end,
-    clock_timestamp() + sqlc.narg(delay)::interval,
-    clock_timestamp() + coalesce(sqlc.narg(delay)::interval, interval '0')
-        + sqlc.narg(start_timeout)::interval
+    clock_timestamp() + sqlc.narg(delay)::interval
 )
 on conflict (name, idempotency_key) where idempotency_key is not null do nothing
-returning id;
-
--- name: EnqueueTasks :many
--- Many inputs, a JSON array, in one statement: one way to the server and back for all of them, and
--- one commit. Ids are given out in the order of the inputs. `returning` keeps no order: the caller
--- sorts.
-insert into tasks (queue, name, input, priority, max_attempts, timeout, status, run_at, start_by)
-select
-    @queue, @name, given.input, @priority, @max_attempts,
-    cast(sqlc.narg(timeout) as interval),
-    case when sqlc.narg(delay)::interval is null then 'queued' else 'waiting' end,
-    clock_timestamp() + sqlc.narg(delay)::interval,
-    clock_timestamp() + coalesce(sqlc.narg(delay)::interval, interval '0')
-        + sqlc.narg(start_timeout)::interval
-from json_array_elements(cast(@inputs as json)) with ordinality as given (input, place)
-order by given.place
 returning id;
 
 -- name: FindTask :one
@@ -114,18 +96,6 @@ where id = any (array(
     select id from tasks
     where status = 'waiting' and run_at <= (select clock_timestamp())
     order by run_at
-    limit 1000
-    for update skip locked
-));
-
--- name: ExpireTasks :execrows
-update tasks
-set status = 'failed', error = 'Timeout: it was not started in time'
-where id = any (array(
-    select id from tasks
-    where status in ('queued', 'waiting') and attempt = 0
-    and start_by < (select clock_timestamp())
-    order by start_by
     limit 1000
     for update skip locked
 ));

@@ -25,7 +25,6 @@ class Task:
     error: Optional[str]
     priority: int
     run_at: Optional[datetime.datetime]
-    start_by: Optional[datetime.datetime]
     timeout: Optional[datetime.timedelta]
     attempt: int
     max_attempts: int

@@ -84,47 +84,16 @@ class CountTasksRow:
 
 ENQUEUE_TASK = """-- name: enqueue_task \\:one
 insert into tasks (
-    queue, name, input, priority, max_attempts, timeout, idempotency_key, status, run_at, start_by
+    queue, name, input, priority, max_attempts, timeout, idempotency_key, status, run_at
 )
 values (
     :p1, :p2, cast(:p3 as json), :p4, :p5, :p6,
     :p7,
     case when :p8\\:\\:interval is null then 'queued' else 'waiting' end,
-    clock_timestamp() + :p8\\:\\:interval,
-    clock_timestamp() + coalesce(:p8\\:\\:interval, interval '0')
-        + :p9\\:\\:interval
+    clock_timestamp() + :p8\\:\\:interval
 )
 on conflict (name, idempotency_key) where idempotency_key is not null do nothing
 returning id
-"""
-
-
-ENQUEUE_TASKS = """-- name: enqueue_tasks \\:many
-insert into tasks (queue, name, input, priority, max_attempts, timeout, status, run_at, start_by)
-select
-    :p1, :p2, given.input, :p3, :p4,
-    cast(:p5 as interval),
-    case when :p6\\:\\:interval is null then 'queued' else 'waiting' end,
-    clock_timestamp() + :p6\\:\\:interval,
-    clock_timestamp() + coalesce(:p6\\:\\:interval, interval '0')
-        + :p7\\:\\:interval
-from json_array_elements(cast(:p8 as json)) with ordinality as given (input, place)
-order by given.place
-returning id
-"""
-
-
-EXPIRE_TASKS = """-- name: expire_tasks \\:execrows
-update tasks
-set status = 'failed', error = 'Timeout\\: it was not started in time'
-where id = any (array(
-    select id from tasks
-    where status in ('queued', 'waiting') and attempt = 0
-    and start_by < (select clock_timestamp())
-    order by start_by
-    limit 1000
-    for update skip locked
-))
 """
 
 
@@ -148,7 +117,7 @@ class FindTaskRow:
 
 
 GET_TASK = """-- name: get_task \\:one
-select id, queue, name, input, status, output, error, priority, run_at, start_by, timeout, attempt, max_attempts, worker_id, started_at, idempotency_key, created_at from tasks
+select id, queue, name, input, status, output, error, priority, run_at, timeout, attempt, max_attempts, worker_id, started_at, idempotency_key, created_at from tasks
 where id = :p1
 """
 
@@ -335,7 +304,7 @@ class Querier:
                 tasks=row[1],
             )
 
-    def enqueue_task(self, *, queue: str, name: str, input: Any, priority: int, max_attempts: int, timeout: Optional[datetime.timedelta], idempotency_key: Optional[str], delay: Optional[datetime.timedelta], start_timeout: Optional[datetime.timedelta]) -> Optional[int]:
+    def enqueue_task(self, *, queue: str, name: str, input: Any, priority: int, max_attempts: int, timeout: Optional[datetime.timedelta], idempotency_key: Optional[str], delay: Optional[datetime.timedelta]) -> Optional[int]:
         row = self._conn.execute(sqlalchemy.text(ENQUEUE_TASK), {
             "p1": queue,
             "p2": name,
@@ -345,29 +314,10 @@ class Querier:
             "p6": timeout,
             "p7": idempotency_key,
             "p8": delay,
-            "p9": start_timeout,
         }).first()
         if row is None:
             return None
         return row[0]
-
-    def enqueue_tasks(self, *, queue: str, name: str, priority: int, max_attempts: int, timeout: Optional[datetime.timedelta], delay: Optional[datetime.timedelta], start_timeout: Optional[datetime.timedelta], inputs: Any) -> Iterator[int]:
-        result = self._conn.execute(sqlalchemy.text(ENQUEUE_TASKS), {
-            "p1": queue,
-            "p2": name,
-            "p3": priority,
-            "p4": max_attempts,
-            "p5": timeout,
-            "p6": delay,
-            "p7": start_timeout,
-            "p8": inputs,
-        })
-        for row in result:
-            yield row[0]
-
-    def expire_tasks(self) -> int:
-        result = self._conn.execute(sqlalchemy.text(EXPIRE_TASKS))
-        return result.rowcount
 
     def fail_task(self, *, error: str, id: int, attempt: int) -> int:
         result = self._conn.execute(sqlalchemy.text(FAIL_TASK), {"p1": error, "p2": id, "p3": attempt})
@@ -396,14 +346,13 @@ class Querier:
             error=row[6],
             priority=row[7],
             run_at=row[8],
-            start_by=row[9],
-            timeout=row[10],
-            attempt=row[11],
-            max_attempts=row[12],
-            worker_id=row[13],
-            started_at=row[14],
-            idempotency_key=row[15],
-            created_at=row[16],
+            timeout=row[9],
+            attempt=row[10],
+            max_attempts=row[11],
+            worker_id=row[12],
+            started_at=row[13],
+            idempotency_key=row[14],
+            created_at=row[15],
         )
 
     def heartbeat(self, *, lease: datetime.timedelta, id: int) -> int:
