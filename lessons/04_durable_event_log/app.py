@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from durable import Context, StepError, durable
+from context import Context, durable
+from errors import StepError
 from shared.outside import Outside
 from tasks import NonRetryableError, task
 

@@ -24,8 +24,8 @@ def book(connection, amount):
 
 
 def run(lesson, db, function, *statuses):
-    assert hasattr(lesson.durable.Context, "transact"), "Context.transact is yours to write"
-    lesson.durable.durable(function)
+    assert hasattr(lesson.context.Context, "transact"), "Context.transact is yours to write"
+    lesson.context.durable(function)
     with db.autocommit.connect() as connection:
         id = lesson.tasks.enqueue(connection, function.__name__, None)
     with working(lesson.worker.Worker(db, "w")):
