@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from durable import Context, durable
+from context import Context, durable
 from shared.outside import Outside
 from tasks import NonRetryableError, task
 

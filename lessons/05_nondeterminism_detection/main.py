@@ -1,27 +1,29 @@
 """Lesson 05: a function that no longer fits its log is told so. --help lists the verbs."""
 
 import json
-import signal
-import threading
 from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import click
 import sqlalchemy as sa
 from rich.table import Table
-from rich.text import Text
 
 import app
-from db import models
-from db.queries import LoadLogRow, Querier
-from durable import Context
-from shared.database import Database, open_database
-from shared.processes import wait_until
-from shared.story import check, console, say, say_logs, scene
-from tasks import BadInput, Json, enqueue, limit_queue
+import event_log
+from claim import limit_queue
+from context import Context
+from db.queries import Querier
+from fence import Fence
+from inputs import BadInput, Json
+from shared.database import Database
+from shared.processes import wait_until, working
+from shared.story import check, console, feared, get, log_of, say, scene, status
+from shared.verbs import verbs
+from tasks import enqueue
 from worker import Worker
 
 HERE = Path(__file__).resolve().parent
@@ -46,17 +48,14 @@ def trusting_the_position(db: Database) -> None:
         (claimed,) = queue.claim_tasks(
             worker_id=worker_id, queue="default", at_most=1, limited=False
         )
-        context = TrustingContext(queue, claimed, lambda statement: statement())
-        output = app.swapped(context, json.loads(claimed.input))
+        with patch.object(event_log, "mismatch", no_mismatch):
+            output = app.swapped(Context(Fence(connection, claimed)), json.loads(claimed.input))
     say(f"the swapped function returns: {output}")
-    check("payment (order 7: 2 items" in output, "as feared: two answers are swapped, too")
+    feared("payment (order 7: 2 items" in output, "as feared: two answers are swapped, too")
 
 
-class TrustingContext(Context):
-    """Lesson 04's: whatever stands at this position is the answer."""
-
-    def _compare(self, kind: str, name: str, input: Json) -> None:
-        pass
+def no_mismatch(*_: object) -> None:
+    """As in lesson 04: whatever stands at this position is the answer."""
 
 
 def eight_edits(db: Database) -> None:
@@ -219,17 +218,8 @@ def order_under_way(db: Database) -> int:
 def work_until(db: Database, id: int, version: str, *statuses: str) -> None:
     """A worker that has this version of the code."""
     app.version = version
-    worker = Worker(db, version)
-    thread = threading.Thread(target=worker.run, daemon=True)
-    thread.start()
-    wait_until(lambda: status(db, id) in statuses, f"the order is {' or '.join(statuses)}")
-    worker.stop()
-    thread.join()
-
-
-def log_of(db: Database, id: int) -> list[LoadLogRow]:
-    with db.autocommit.connect() as connection:
-        return list(Querier(connection).load_log(task_id=id))
+    with working(Worker(db, version)):
+        wait_until(lambda: status(db, id) in statuses, f"the order is {' or '.join(statuses)}")
 
 
 def enqueue_one(db: Database, name: str, input: Json, *, empty: bool = True, **options: Any) -> int:
@@ -240,138 +230,33 @@ def enqueue_one(db: Database, name: str, input: Json, *, empty: bool = True, **o
         return enqueue(connection, name, input, **options)
 
 
-def get(db: Database, id: int) -> models.Task:
-    with db.autocommit.connect() as connection:
-        task = Querier(connection).get_task(id=id)
-        assert task is not None
-        return task
+def retry(connection: sa.Connection, id: int) -> None:
+    if Querier(connection).revive_task(id=id) == 0:
+        raise BadInput(f"task {id} has not failed")
 
 
-def status(db: Database, id: int) -> str:
-    return get(db, id).status
+def set_in_app(_: click.Context, option: click.Parameter, value: object) -> None:
+    setattr(app, str(option.name), value)
 
 
-def count(db: Database, *statuses: str) -> int:
-    with db.autocommit.connect() as connection:
-        counts = Querier(connection).count_tasks()
-        return sum(row.tasks for row in counts if row.status in statuses)
-
-
-# The verbs: the same in every lesson, to play every part by hand in several terminals.
-
-DURATION = click.FloatRange(0.1, 1e6)  # seconds
-
-
-@click.group(invoke_without_command=True)
-@click.pass_context
-def main(context: click.Context) -> None:
-    """Without a verb: the story of this lesson, on fresh tables."""
-    if context.invoked_subcommand is None:
-        with open_database(HERE, reset=True) as db:
-            story(db)
-
-
-@main.command("worker")
-@click.option("--name", default="by-hand", help="what the worker calls itself in what it prints")
-@click.option("--queue", default="default", help="the queue from which it takes tasks")
-@click.option("--slots", default=10, help="how many tasks it runs side by side")
-@click.option("--lease", default=10.0, type=DURATION, help="seconds of silence until it is dead")
-@click.option("--grace", default=30.0, type=DURATION, help="seconds for running tasks at the end")
-@click.option("--version", type=click.Choice(list(app.VERSIONS)), default="original")
-@click.option("--no-mail", is_flag=True, help="the mail server does not answer")
-def worker_verb(
-    name: str, queue: str, slots: int, lease: float, grace: float, version: str, no_mail: bool
-) -> None:
-    """Run tasks until Ctrl-C; a second Ctrl-C does not wait for those that are running."""
-    app.version, app.mail_works = version, not no_mail
-    say_logs()
-    with open_database(HERE) as db:
-        try:
-            worker = Worker(
-                db,
-                name,
-                queue=queue,
-                slots=slots,
-                lease=timedelta(seconds=lease),
-                grace=timedelta(seconds=grace),
-            )
-        except BadInput as error:
-            raise click.ClickException(str(error)) from None
-
-        def stop(*_: object) -> None:
-            worker.stop()
-
-        signal.signal(signal.SIGINT, stop)
-        signal.signal(signal.SIGTERM, stop)
-        worker.run()
-
-
-@main.command("enqueue")
-@click.argument("name")
-@click.argument("input", default="null")
-@click.option("--queue", default="default", help="the queue into which it goes")
-@click.option("--priority", default=0, help="higher goes first")
-@click.option("--delay", type=DURATION, help="seconds until it may run")
-@click.option("--timeout", type=DURATION, help="seconds that an attempt may take")
-@click.option("--max-attempts", default=5, help="how often it is tried")
-@click.option("--key", "idempotency_key", help="a second task with this key is not enqueued")
-def enqueue_verb(
-    name: str, input: str, delay: float | None, timeout: float | None, **options: Any
-) -> None:
-    """Put one task into the queue: enqueue send_receipt 7, enqueue divide '[6, 3]'."""
-    with open_database(HERE) as db, db.autocommit.connect() as connection:
-        try:
-            id = enqueue(
-                connection,
-                name,
-                json.loads(input),
-                delay=None if delay is None else timedelta(seconds=delay),
-                timeout=None if timeout is None else timedelta(seconds=timeout),
-                **options,
-            )
-        except ValueError as error:  # BadInput is one; so is what json.loads raises
-            raise click.ClickException(f"{error}\nThe input is JSON, in quotes: '[6, 3]'") from None
-        say(f"task {id} is queued")
-
-
-@main.command("limit")
-@click.argument("max_running", type=int)
-@click.option("--queue", default="default", help="the queue that is limited")
-def limit_verb(max_running: int, queue: str) -> None:
-    """Let at most so many tasks of a queue run at once; 0 pauses it."""
-    with open_database(HERE) as db, db.autocommit.connect() as connection:
-        try:
-            limit_queue(connection, queue, max_running)
-        except BadInput as error:
-            raise click.ClickException(str(error)) from None
-        say(f"queue {queue}: at most {max_running} tasks at once")
-
-
-@main.command("retry")
-@click.argument("id", type=int)
-def retry_verb(id: int) -> None:
-    """One more attempt for a failed task, which keeps its log."""
-    with open_database(HERE) as db, db.autocommit.connect() as connection:
-        if Querier(connection).revive_task(id=id) == 0:
-            raise click.ClickException(f"task {id} has not failed; `status` shows the tasks")
-        say(f"task {id} is queued")
-
-
-@main.command("status")
-def status_verb() -> None:
-    """Show how many tasks there are in each status, and the newest ones."""
-    with open_database(HERE) as db, db.autocommit.connect() as connection:
-        queue = Querier(connection)
-        table = Table("id", "task", "status", "attempt", "output or error")
-        for task in queue.list_tasks(at_most=10):
-            call = f"{task.name}({task.input})"
-            attempt = f"{task.attempt} of {task.max_attempts}"
-            table.add_row(str(task.id), Text(call), task.status, attempt, Text(task.outcome))
-        console.print(table)
-        console.print(", ".join(f"{row.tasks} {row.status}" for row in queue.count_tasks()))
-        workers = [f"{worker.name} ({worker.id})" for worker in queue.list_workers()]
-        console.print(f"workers: {', '.join(workers) or 'none'}")
-
+main = verbs(HERE, story, Worker, enqueue, Querier, limit=limit_queue, by_hand=[retry])
+main.commands["worker"].params += [
+    click.Option(
+        ["--version"],
+        type=click.Choice(list(app.VERSIONS)),
+        default="original",
+        expose_value=False,
+        callback=set_in_app,
+    ),
+    click.Option(
+        ["--no-mail", "mail_works"],
+        default=True,
+        flag_value=False,
+        help="the mail server does not answer",
+        expose_value=False,
+        callback=set_in_app,
+    ),
+]
 
 if __name__ == "__main__":
     main()

@@ -2,33 +2,15 @@
 -- No row: there is a task of this name with this idempotency key. If another transaction has
 -- inserted it and is still open, this statement waits to see whether it commits.
 insert into tasks (
-    queue, name, input, priority, max_attempts, timeout, idempotency_key, status, run_at, start_by
+    queue, name, input, priority, max_attempts, timeout, idempotency_key, status, run_at
 )
 values (
     @queue, @name, cast(@input as json), @priority, @max_attempts, sqlc.narg(timeout),
     sqlc.narg(idempotency_key),
     case when sqlc.narg(delay)::interval is null then 'queued' else 'waiting' end,
-    clock_timestamp() + sqlc.narg(delay)::interval,
-    clock_timestamp() + coalesce(sqlc.narg(delay)::interval, interval '0')
-        + sqlc.narg(start_timeout)::interval
+    clock_timestamp() + sqlc.narg(delay)::interval
 )
 on conflict (name, idempotency_key) where idempotency_key is not null do nothing
-returning id;
-
--- name: EnqueueTasks :many
--- Many inputs, a JSON array, in one statement: one way to the server and back for all of them, and
--- one commit. Ids are given out in the order of the inputs. `returning` keeps no order: the caller
--- sorts.
-insert into tasks (queue, name, input, priority, max_attempts, timeout, status, run_at, start_by)
-select
-    @queue, @name, given.input, @priority, @max_attempts,
-    cast(sqlc.narg(timeout) as interval),
-    case when sqlc.narg(delay)::interval is null then 'queued' else 'waiting' end,
-    clock_timestamp() + sqlc.narg(delay)::interval,
-    clock_timestamp() + coalesce(sqlc.narg(delay)::interval, interval '0')
-        + sqlc.narg(start_timeout)::interval
-from json_array_elements(cast(@inputs as json)) with ordinality as given (input, place)
-order by given.place
 returning id;
 
 -- name: FindTask :one
@@ -118,18 +100,6 @@ where id = any (array(
     for update skip locked
 ));
 
--- name: ExpireTasks :execrows
-update tasks
-set status = 'failed', error = 'Timeout: it was not started in time'
-where id = any (array(
-    select id from tasks
-    where status in ('queued', 'waiting') and attempt = 0
-    and start_by < (select clock_timestamp())
-    order by start_by
-    limit 1000
-    for update skip locked
-));
-
 -- name: TakeBackTasks :many
 -- Runs that took too long, and those whose worker is not alive. Every worker calls this, and several
 -- do so at once. `skip locked`: nobody waits for another who takes the same task back. The attempt:
@@ -198,9 +168,8 @@ order by id;
 
 -- name: ReviveTask :execrows
 -- Retry, by hand: a failed task gets one more attempt, and keeps its log.
--- It is wanted, however late: it has no time any more by which it must have begun.
 update tasks
-set status = 'queued', start_by = null, error = null
+set status = 'queued', error = null
 where id = @id and status = 'failed';
 
 -- name: GetTask :one
@@ -222,7 +191,7 @@ group by status
 order by status;
 
 -- name: LoadLog :many
-select position, kind, name, input, output, error from event_log
+select position, kind, name, input, output, error, settled from event_log
 where task_id = @task_id
 order by position;
 
@@ -231,11 +200,10 @@ order by position;
 -- worker, which changes that row, comes wholly before this (and then 0 rows are written) or wholly
 -- after. A mere `exists (...)` would look at a snapshot in which the task may still be ours.
 -- On conflict: this attempt has recorded the step before, and did not hear of it because the
--- connection broke, or settles its error; or the step failed in an earlier attempt, and nothing came
--- after it.
+-- connection broke; or the step failed in an earlier attempt, and nothing came after it.
 with run as (
     select tasks.id from tasks
-    where tasks.id = @task_id and tasks.attempt = @attempt and tasks.status = 'running'
+    where tasks.id = @id and tasks.attempt = @attempt and tasks.status = 'running'
     for share
 )
 insert into event_log (task_id, position, kind, name, input, output, error, attempt)
@@ -247,3 +215,15 @@ on conflict (task_id, position) do update
 set kind = excluded.kind, name = excluded.name, input = excluded.input, output = excluded.output,
     error = excluded.error, attempt = excluded.attempt, recorded_at = excluded.recorded_at
 where event_log.attempt = excluded.attempt or event_log.error is not null;
+
+-- name: SettleErrors :execrows
+-- The function goes on from these errors. Fenced like a step.
+with run as (
+    select tasks.id from tasks
+    where tasks.id = @id and tasks.attempt = @attempt and tasks.status = 'running'
+    for share
+)
+update event_log
+set settled = true
+from run
+where event_log.task_id = run.id and event_log.position = any (cast(@positions as int[]));

@@ -13,7 +13,7 @@
 --      waiting <-----------------+
 --
 --   A worker may die, or a run take too long: TakeBackTasks makes the task queued again, or failed
---   if that was its last attempt. ExpireTasks fails what was not started in time.
+--   if that was its last attempt.
 --
 -- Nothing leaves succeeded. Nothing leaves failed, but for an explicit retry by hand: ReviveTask.
 
@@ -43,7 +43,6 @@ create table tasks (
     error      text,            -- what it raised, in its last attempt
     priority   int not null default 0,       -- higher goes first
     run_at     timestamptz,                  -- waiting until then
-    start_by   timestamptz,                  -- fails if its first attempt has not begun by then
     -- How long an attempt may take. Bounded: one row with a million years would make the arithmetic
     -- of TakeBackTasks fail, and so for all rows.
     timeout    interval check (timeout between interval '0' and interval '3650 days'),
@@ -67,10 +66,8 @@ comment on table tasks is 'One row of work: a name, a JSON input and a status.';
 -- fast with a million finished tasks in the table as with none.
 create index tasks_queued on tasks (queue, priority desc, id) where status = 'queued';
 
--- WakeTasks and ExpireTasks: the first entries are those that are due.
+-- WakeTasks: the first entries are those that are due.
 create index tasks_waiting on tasks (run_at) where status = 'waiting';
-create index tasks_start_by on tasks (start_by)
-    where status in ('queued', 'waiting') and start_by is not null and attempt = 0;
 
 -- CountRunning counts the entries of one queue. There are never more of them than its limit.
 create index tasks_running on tasks (queue) where status = 'running';
@@ -99,10 +96,12 @@ create table event_log (
     input       json not null,    -- its arguments
     output      json,             -- what it returned
     error       json,             -- or what it raised: type, message, traceback
+    settled     boolean not null default false,  -- an error that no run may undo: the function went on
     attempt     int not null,     -- by which run
     recorded_at timestamptz not null default clock_timestamp(),
     primary key (task_id, position),
-    check ((output is null) <> (error is null))
+    check ((output is null) <> (error is null)),
+    check (not settled or error is not null)
 );
 
 comment on table event_log is 'One recorded step of a durable task.';

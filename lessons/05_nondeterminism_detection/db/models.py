@@ -17,6 +17,7 @@ class EventLog:
     input: Any
     output: Optional[Any]
     error: Optional[Any]
+    settled: bool
     attempt: int
     recorded_at: datetime.datetime
 
@@ -40,7 +41,6 @@ class Task:
     error: Optional[str]
     priority: int
     run_at: Optional[datetime.datetime]
-    start_by: Optional[datetime.datetime]
     timeout: Optional[datetime.timedelta]
     attempt: int
     max_attempts: int

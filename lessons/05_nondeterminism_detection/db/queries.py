@@ -86,47 +86,16 @@ class CountTasksRow:
 
 ENQUEUE_TASK = """-- name: enqueue_task \\:one
 insert into tasks (
-    queue, name, input, priority, max_attempts, timeout, idempotency_key, status, run_at, start_by
+    queue, name, input, priority, max_attempts, timeout, idempotency_key, status, run_at
 )
 values (
     :p1, :p2, cast(:p3 as json), :p4, :p5, :p6,
     :p7,
     case when :p8\\:\\:interval is null then 'queued' else 'waiting' end,
-    clock_timestamp() + :p8\\:\\:interval,
-    clock_timestamp() + coalesce(:p8\\:\\:interval, interval '0')
-        + :p9\\:\\:interval
+    clock_timestamp() + :p8\\:\\:interval
 )
 on conflict (name, idempotency_key) where idempotency_key is not null do nothing
 returning id
-"""
-
-
-ENQUEUE_TASKS = """-- name: enqueue_tasks \\:many
-insert into tasks (queue, name, input, priority, max_attempts, timeout, status, run_at, start_by)
-select
-    :p1, :p2, given.input, :p3, :p4,
-    cast(:p5 as interval),
-    case when :p6\\:\\:interval is null then 'queued' else 'waiting' end,
-    clock_timestamp() + :p6\\:\\:interval,
-    clock_timestamp() + coalesce(:p6\\:\\:interval, interval '0')
-        + :p7\\:\\:interval
-from json_array_elements(cast(:p8 as json)) with ordinality as given (input, place)
-order by given.place
-returning id
-"""
-
-
-EXPIRE_TASKS = """-- name: expire_tasks \\:execrows
-update tasks
-set status = 'failed', error = 'Timeout\\: it was not started in time'
-where id = any (array(
-    select id from tasks
-    where status in ('queued', 'waiting') and attempt = 0
-    and start_by < (select clock_timestamp())
-    order by start_by
-    limit 1000
-    for update skip locked
-))
 """
 
 
@@ -150,7 +119,7 @@ class FindTaskRow:
 
 
 GET_TASK = """-- name: get_task \\:one
-select id, queue, name, input, status, output, error, priority, run_at, start_by, timeout, attempt, max_attempts, worker_id, started_at, idempotency_key, log_id, created_at from tasks
+select id, queue, name, input, status, output, error, priority, run_at, timeout, attempt, max_attempts, worker_id, started_at, idempotency_key, log_id, created_at from tasks
 where id = :p1
 """
 
@@ -202,7 +171,7 @@ class ListWorkersRow:
 
 
 LOAD_LOG = """-- name: load_log \\:many
-select position, kind, name, input, output, error from event_log
+select position, kind, name, input, output, error, settled from event_log
 where task_id = :p1
 order by position
 """
@@ -216,6 +185,7 @@ class LoadLogRow:
     input: Any
     output: Optional[Any]
     error: Optional[Any]
+    settled: bool
 
 
 LOCK_LIMIT = """-- name: lock_limit \\:one
@@ -260,8 +230,21 @@ where id = :p3 and attempt = :p4 and status = 'running'
 
 REVIVE_TASK = """-- name: revive_task \\:execrows
 update tasks
-set status = 'queued', start_by = null, error = null
+set status = 'queued', error = null
 where id = :p1 and status = 'failed'
+"""
+
+
+SETTLE_ERRORS = """-- name: settle_errors \\:execrows
+with run as (
+    select tasks.id from tasks
+    where tasks.id = :p2 and tasks.attempt = :p3 and tasks.status = 'running'
+    for share
+)
+update event_log
+set settled = true
+from run
+where event_log.task_id = run.id and event_log.position = any (cast(:p1 as int[]))
 """
 
 
@@ -380,7 +363,7 @@ class Querier:
                 tasks=row[1],
             )
 
-    def enqueue_task(self, *, queue: str, name: str, input: Any, priority: int, max_attempts: int, timeout: Optional[datetime.timedelta], idempotency_key: Optional[str], delay: Optional[datetime.timedelta], start_timeout: Optional[datetime.timedelta]) -> Optional[int]:
+    def enqueue_task(self, *, queue: str, name: str, input: Any, priority: int, max_attempts: int, timeout: Optional[datetime.timedelta], idempotency_key: Optional[str], delay: Optional[datetime.timedelta]) -> Optional[int]:
         row = self._conn.execute(sqlalchemy.text(ENQUEUE_TASK), {
             "p1": queue,
             "p2": name,
@@ -390,29 +373,10 @@ class Querier:
             "p6": timeout,
             "p7": idempotency_key,
             "p8": delay,
-            "p9": start_timeout,
         }).first()
         if row is None:
             return None
         return row[0]
-
-    def enqueue_tasks(self, *, queue: str, name: str, priority: int, max_attempts: int, timeout: Optional[datetime.timedelta], delay: Optional[datetime.timedelta], start_timeout: Optional[datetime.timedelta], inputs: Any) -> Iterator[int]:
-        result = self._conn.execute(sqlalchemy.text(ENQUEUE_TASKS), {
-            "p1": queue,
-            "p2": name,
-            "p3": priority,
-            "p4": max_attempts,
-            "p5": timeout,
-            "p6": delay,
-            "p7": start_timeout,
-            "p8": inputs,
-        })
-        for row in result:
-            yield row[0]
-
-    def expire_tasks(self) -> int:
-        result = self._conn.execute(sqlalchemy.text(EXPIRE_TASKS))
-        return result.rowcount
 
     def fail_task(self, *, error: str, id: int, attempt: int) -> int:
         result = self._conn.execute(sqlalchemy.text(FAIL_TASK), {"p1": error, "p2": id, "p3": attempt})
@@ -441,15 +405,14 @@ class Querier:
             error=row[6],
             priority=row[7],
             run_at=row[8],
-            start_by=row[9],
-            timeout=row[10],
-            attempt=row[11],
-            max_attempts=row[12],
-            worker_id=row[13],
-            started_at=row[14],
-            idempotency_key=row[15],
-            log_id=row[16],
-            created_at=row[17],
+            timeout=row[9],
+            attempt=row[10],
+            max_attempts=row[11],
+            worker_id=row[12],
+            started_at=row[13],
+            idempotency_key=row[14],
+            log_id=row[15],
+            created_at=row[16],
         )
 
     def heartbeat(self, *, lease: datetime.timedelta, id: int) -> int:
@@ -490,6 +453,7 @@ class Querier:
                 input=row[3],
                 output=row[4],
                 error=row[5],
+                settled=row[6],
             )
 
     def lock_limit(self, *, queue: str) -> Optional[int]:
@@ -498,7 +462,7 @@ class Querier:
             return None
         return row[0]
 
-    def record_step(self, *, position: int, kind: str, name: str, input: Any, output: Optional[Any], error: Optional[Any], attempt: int, task_id: int) -> int:
+    def record_step(self, *, position: int, kind: str, name: str, input: Any, output: Optional[Any], error: Optional[Any], attempt: int, id: int) -> int:
         result = self._conn.execute(sqlalchemy.text(RECORD_STEP), {
             "p1": position,
             "p2": kind,
@@ -507,7 +471,7 @@ class Querier:
             "p5": output,
             "p6": error,
             "p7": attempt,
-            "p8": task_id,
+            "p8": id,
         })
         return result.rowcount
 
@@ -528,6 +492,10 @@ class Querier:
 
     def revive_task(self, *, id: int) -> int:
         result = self._conn.execute(sqlalchemy.text(REVIVE_TASK), {"p1": id})
+        return result.rowcount
+
+    def settle_errors(self, *, positions: List[int], id: int, attempt: int) -> int:
+        result = self._conn.execute(sqlalchemy.text(SETTLE_ERRORS), {"p1": positions, "p2": id, "p3": attempt})
         return result.rowcount
 
     def succeed_task(self, *, output: Any, id: int, attempt: int) -> int:

@@ -26,9 +26,9 @@ def failed(lesson, db, code):
             ctx.step(function, id)
         raise RuntimeError("the first run ends here")
 
-    lesson.worker.backoff = lambda _attempt: timedelta(0)
+    lesson.timing.Timing.backoff = lambda *_: timedelta(0)
     lesson.tasks.registry.pop("order", None)
-    lesson.durable.durable(order)
+    lesson.context.durable(order)
     with db.autocommit.connect() as connection:
         id = lesson.tasks.enqueue(connection, "order", 7)
     with working(lesson.worker.Worker(db, "w")):

@@ -6,8 +6,8 @@ from shared.testing import wait_for_status, working
 
 
 def run(lesson, db, function):
-    lesson.worker.backoff = lambda _attempt: timedelta(0)
-    lesson.durable.durable(function)
+    lesson.timing.Timing.backoff = lambda *_: timedelta(0)
+    lesson.context.durable(function)
     with db.autocommit.connect() as connection:
         id = lesson.tasks.enqueue(connection, function.__name__, None)
     with working(lesson.worker.Worker(db, "w")):

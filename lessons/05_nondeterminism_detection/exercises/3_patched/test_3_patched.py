@@ -29,9 +29,9 @@ def run(lesson, db, *codes):
             raise RuntimeError("and then the worker died")
         return result
 
-    lesson.worker.backoff = lambda _attempt: timedelta(0)
+    lesson.timing.Timing.backoff = lambda *_: timedelta(0)
     lesson.tasks.registry.pop("order", None)
-    lesson.durable.durable(order)
+    lesson.context.durable(order)
     with db.autocommit.connect() as connection:
         id = lesson.tasks.enqueue(connection, "order", 7)
     with working(lesson.worker.Worker(db, "w")):
@@ -62,7 +62,7 @@ def last(ctx, id):
 
 
 def test_3_patched(lesson, db):
-    assert hasattr(lesson.durable.Context, "patched"), "Context.patched is yours to write"
+    assert hasattr(lesson.context.Context, "patched"), "Context.patched is yours to write"
     row = run(lesson, db, old, last)
     assert (row.status, row.output) == ("succeeded", "old"), row.error
     assert done == ["charge"]
