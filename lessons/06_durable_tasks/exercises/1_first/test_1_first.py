@@ -1,6 +1,9 @@
-"""Exercise 1: the first child's result, and no other child goes on."""
+"""Exercise 1: the first child that succeeds, and the same one in every run."""
 
 import threading
+from datetime import timedelta
+
+import pytest
 
 from shared.testing import wait_for_status, working
 
@@ -13,25 +16,36 @@ def test_1_first(lesson, db):
     def ask(carrier):
         if carrier == "slow":
             over.wait(20)
+        if carrier == "closed":
+            raise lesson.tasks.NonRetryableError("closed")
         return carrier
 
-    @lesson.durable.durable
+    @lesson.context.durable
     def quickest(ctx, carriers):
-        found = ctx.first(*(ctx.spawn(ask, carrier) for carrier in carriers))
-        runs.append(found)
+        # One after the other: `closed` has ended before the others can.
+        pending = []
+        for carrier in carriers:
+            pending.append(ctx.spawn(ask, carrier))
+            if carrier == "closed":
+                with pytest.raises(lesson.children.ChildError):
+                    ctx.result(pending[-1])
+        runs.append(ctx.first(*pending))
         if len(runs) == 1:
-            raise ValueError("run again")
-        return found
-
-    assert hasattr(lesson.durable.Context, "first"), "Context.first is yours to write"
-    lesson.worker.FIRST_BACKOFF *= 0.01
-    with db.autocommit.connect() as connection:
-        id = lesson.tasks.enqueue(connection, "quickest", ["slow", "quick", "slow"])
-        with working(lesson.worker.Worker(db, "w", slots=4)):
-            row = wait_for_status(db, id, "succeeded", "failed")
-            others = connection.exec_driver_sql(
-                "select status from tasks where name = 'ask' and input::text = '\"slow\"'"
-            ).fetchall()
             over.set()
+            raise ValueError("run again")
+        return runs[-1]
+
+    @lesson.context.durable
+    def none_works(ctx, carriers):
+        return ctx.first(*(ctx.spawn(ask, carrier) for carrier in carriers))
+
+    assert hasattr(lesson.context.Context, "first"), "Context.first is yours to write"
+    timing = lesson.timing.Timing(first_backoff=timedelta(seconds=0.01))
+    with db.autocommit.connect() as connection:
+        one = lesson.tasks.enqueue(connection, "quickest", ["slow", "closed", "quick", "slow"])
+        none = lesson.tasks.enqueue(connection, "none_works", ["closed", "closed"])
+    with working(lesson.worker.Worker(db, "w", slots=4, timing=timing)):
+        row = wait_for_status(db, one, "succeeded", "failed")
         assert (row.status, row.output, runs) == ("succeeded", "quick", ["quick", "quick"])
-        assert [status for (status,) in others] == ["cancelled", "cancelled"]
+        row = wait_for_status(db, none, "succeeded", "failed")
+    assert (row.status, row.error) == ("failed", "ChildError: ask: NonRetryableError: closed")

@@ -30,24 +30,24 @@ def test_2_tree(lesson, db):
     def fold(_key):
         return "box"
 
-    @lesson.durable.durable
+    @lesson.context.durable
     def pack(ctx, item):
         ctx.step(fold)
         ctx.run(wrap, item)
         return f"parcel of {item}"
 
-    @lesson.durable.durable
+    @lesson.context.durable
     def order(ctx, item):
         ctx.step(charge)
         ctx.run(pack, item)
         try:
             ctx.run(refuse, item)
-        except lesson.durable.ChildError:
+        except lesson.children.ChildError:
             ctx.spawn(never, item, queue="nobody")
 
-    assert hasattr(lesson.durable, "tree"), "durable.tree is yours to write"
+    assert hasattr(lesson.event_log, "tree"), "event_log.tree is yours to write"
     with db.autocommit.connect() as connection:
         id = lesson.tasks.enqueue(connection, "order", "book")
         with working(lesson.worker.Worker(db, "w", slots=1)):
             wait_for_status(db, id, "succeeded", "failed")
-        assert lesson.durable.tree(connection, id) == EXPECTED
+        assert lesson.event_log.tree(connection, id) == EXPECTED
