@@ -1,0 +1,39 @@
+"""Errors of steps: as the log keeps them, and as the function gets to see them."""
+
+import traceback
+from typing import Any
+
+from inputs import describe
+from tasks import NonRetryableError
+
+
+class StepInStep(NonRetryableError):
+    """A step's function has called `step`."""
+
+
+class StepError(Exception):
+    """A step has failed. It is the same in the run in which it did and in every later one.
+
+    step: its name. type: of what it raised. traceback: where it did, for people.
+    """
+
+    def __init__(self, step: str, error: dict[str, Any]) -> None:
+        super().__init__(f"{step}: {error['error']}")
+        self.step = step
+        self.type: str = error["type"]
+        self.traceback: str = error["traceback"]
+
+
+class FinalStepError(StepError, NonRetryableError):
+    """A step has failed, and said that trying again is of no use."""
+
+
+def error_entry(error: BaseException) -> dict[str, Any]:
+    """What the log keeps of an error."""
+    lines = "".join(traceback.format_tb(error.__traceback__)[-3:])
+    return {
+        "type": type(error).__name__,
+        "error": describe(error),
+        "traceback": lines.encode(errors="backslashreplace").decode()[-2000:],
+        "final": isinstance(error, NonRetryableError),
+    }

@@ -1,0 +1,78 @@
+"""What is refused at the door, and what can be stored: JSON in, JSON out, errors as text."""
+
+import json
+import re
+from datetime import timedelta
+from typing import Any
+
+Json = Any  # what json.loads can return
+MAX_JSON_BYTES = 1_000_000
+MAX_ERROR_CHARACTERS = 10_000
+MAX_INT = 2**31 - 1
+MAX_DURATION = timedelta(days=3650)
+
+
+class BadInput(ValueError):
+    """Refused at the door: nothing was written. The message says what to change."""
+
+
+def check_queue(queue: str) -> None:
+    """BadInput for a name that cannot be, or that would look like another one."""
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,100}", queue):
+        raise BadInput(f"a queue is named with 1 to 100 letters, digits, _ . -, not {queue!r}")
+
+
+def check_number(what: str, number: int, least: int, most: int) -> None:
+    if type(number) is not int or not least <= number <= most:
+        raise BadInput(f"{what} is a whole number from {least:,} to {most:,}, not {number!r}")
+
+
+def check_duration(what: str, duration: object) -> None:
+    """BadInput for no duration at all, and for one that leads to a year that Python cannot read."""
+    if duration is None or (
+        isinstance(duration, timedelta) and timedelta(0) <= duration <= MAX_DURATION
+    ):
+        return
+    raise BadInput(
+        f"{what} is a timedelta from 0 to {MAX_DURATION.days:,} days, not {duration!r:.50}"
+    )
+
+
+def check_key(key: object) -> None:
+    """BadInput for an empty key, and for one that an index entry cannot hold."""
+    if key is not None and not (isinstance(key, str) and re.fullmatch(r"[ -~]{1,200}", key)):
+        raise BadInput(
+            f"an idempotency key is 1 to 200 printable ASCII characters, not {key!r:.50}"
+        )
+
+
+def to_json(value: Json) -> str:
+    """`value` as JSON text that Postgres can store and that reads back as an equal value.
+
+    Raises BadInput for what would fail later, or come back as something else.
+    """
+    try:
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+        size = len(text.encode())
+    except (TypeError, ValueError, RecursionError) as error:  # a set; NaN, half a surrogate; depth
+        raise BadInput(f"not JSON: {error}") from None
+    if size > MAX_JSON_BYTES:
+        raise BadInput(
+            f"{size:,} bytes of JSON, and {MAX_JSON_BYTES:,} is the most: "
+            "keep large data elsewhere and pass its address"
+        )
+    if "\\u0000" in text.replace("\\\\", ""):
+        raise BadInput("a string holds the character NUL, which Postgres cannot store")
+    if json.loads(text) != value:
+        raise BadInput("JSON would change it: use lists, not tuples, and strings as keys of a dict")
+    return text
+
+
+def describe(error: BaseException) -> str:
+    """`error` as text that can be stored, whatever it holds: NUL, half a surrogate, megabytes."""
+    try:
+        text = f"{type(error).__name__}: {error}"
+    except Exception:
+        text = f"{type(error).__name__}, and its message cannot be read"
+    text = text.encode(errors="backslashreplace").decode().replace("\0", "\\x00")
+    return text[:MAX_ERROR_CHARACTERS]

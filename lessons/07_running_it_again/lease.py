@@ -1,0 +1,41 @@
+"""A worker's lease: a row that says it is alive, and runs out unless the worker renews it."""
+
+import logging
+from datetime import timedelta
+
+from sqlalchemy.exc import OperationalError
+
+from db.queries import Querier
+from shared.database import Database
+
+log = logging.getLogger("worker")
+
+
+class Lease:
+    """worker_id: the worker's row. duration: for how long it counts as alive after a heartbeat."""
+
+    def __init__(self, name: str, duration: timedelta) -> None:
+        self.name = name
+        self.duration = duration
+        self.worker_id = 0
+
+    def register(self, queries: Querier) -> None:
+        self.worker_id = queries.register_worker(name=self.name, lease=self.duration) or 0
+
+    def renew(self, queries: Querier) -> None:
+        if queries.heartbeat(id=self.worker_id, lease=self.duration) == 0:
+            log.warning("worker %s: was taken for dead, registers anew", self.name)
+            self.register(queries)
+
+    def take_back_lost_claims(self, queries: Querier, known_ids: list[int]) -> None:
+        queries.take_back_lost_claims(
+            worker_id=self.worker_id, known_ids=known_ids, older_than=self.duration
+        )
+
+    def end(self, db: Database) -> None:
+        """From here on, what is still running counts as abandoned, and is taken back at once."""
+        try:
+            with db.autocommit.connect() as connection:
+                Querier(connection).unregister_worker(id=self.worker_id)
+        except OperationalError as error:
+            log.warning("worker %s: its lease has to run out: %s", self.name, error.orig)

@@ -1,0 +1,402 @@
+-- name: EnqueueTask :one
+-- No row: there is a task of this name with this idempotency key. If another transaction has
+-- inserted it and is still open, this statement waits to see whether it commits.
+insert into tasks (
+    queue, name, input, priority, max_attempts, timeout, idempotency_key, status, run_at
+)
+values (
+    @queue, @name, cast(@input as json), @priority, @max_attempts, sqlc.narg(timeout),
+    sqlc.narg(idempotency_key),
+    case when sqlc.narg(delay)::interval is null then 'queued' else 'waiting' end,
+    clock_timestamp() + sqlc.narg(delay)::interval
+)
+on conflict (name, idempotency_key) where idempotency_key is not null do nothing
+returning id;
+
+-- name: FindTask :one
+select id, input from tasks
+where name = @name and idempotency_key = cast(@idempotency_key as text);
+
+-- name: LimitQueue :exec
+insert into queue_limits (queue, max_running)
+values (@queue, @max_running)
+on conflict (queue) do update set max_running = excluded.max_running;
+
+-- name: BoundIdleTime :exec
+-- For this transaction. A worker that stands still between LockLimit and its COMMIT would keep all
+-- others from claiming. After 5 s without a statement Postgres ends its connection, and the lock.
+select set_config('idle_in_transaction_session_timeout', '5s', true);
+
+-- name: LockLimit :one
+-- No row: the queue has no limit, and nothing is locked. Otherwise the row stays locked until the
+-- caller's transaction ends: between counting and claiming, nobody else counts.
+select max_running from queue_limits
+where queue = @queue
+for update;
+
+-- name: CountRunning :one
+-- Must be a statement of its own, after LockLimit: a statement sees what was committed when it
+-- began, and one that has waited for a lock began before the wait.
+select count(*) as running from tasks
+where queue = @queue and status = 'running';
+
+-- name: ClaimTasks :many
+-- The most urgent queued tasks, the oldest first, at most so many. `returning` keeps no order: the
+-- caller sorts.
+-- `for update` locks the row that was found: a second claim cannot take it too, and waits.
+-- `skip locked` lets it pass over rows that somebody has locked, and take the next one instead.
+-- The lock lasts until this statement commits; from then on, status = 'running' keeps others away.
+-- `array(...)` is worked out once, before the update. `id in (select ...)` might be run again for each
+-- row that it is compared with, and every time it would lock others.
+-- limited: the caller has locked the queue's limit, and counted. Without that, a claim gets nothing
+-- from a queue that has a limit.
+-- A worker that was taken for dead gets nothing until it has registered anew: others would take it
+-- back at once.
+-- The input as text: one that Python cannot parse (5,000 digits) must fail its own task, not the claim.
+update tasks
+set status = 'running', attempt = attempt + 1, worker_id = cast(@worker_id as bigint),
+    started_at = clock_timestamp()
+where id = any (array(
+    select id from tasks
+    where tasks.queue = @queue and status = 'queued'
+    and cast(@limited as boolean) = exists (
+        select from queue_limits where queue_limits.queue = @queue
+    )
+    and exists (select from workers where workers.id = cast(@worker_id as bigint))
+    order by priority desc, id
+    limit sqlc.arg(at_most)
+    for update skip locked
+))
+returning id, name, cast(input as text) as input, priority, attempt, max_attempts, log_id,
+    suspensions, completions;
+
+-- name: SucceedTask :execrows
+-- The fence: only the attempt that the task is in may finish it. A worker that was taken for dead
+-- and has woken up holds an older attempt, changes 0 rows, and learns that its result is void.
+update tasks
+set status = 'succeeded', output = cast(@output as json), error = null
+where id = @id and attempt = @attempt and status = 'running';
+
+-- name: FailTask :execrows
+update tasks
+set status = 'failed', error = cast(@error as text)
+where id = @id and attempt = @attempt and status = 'running';
+
+-- name: RetryTask :execrows
+update tasks
+set status = 'waiting', run_at = clock_timestamp() + cast(@delay as interval), awaits = null,
+    error = cast(@error as text)
+where id = @id and attempt = @attempt and status = 'running';
+
+-- name: WakeTasks :execrows
+-- `(select clock_timestamp())` is worked out once. Without the `select` it could change from row to
+-- row, so no index can be searched for it, and every waiting task would be looked at.
+update tasks
+set status = 'queued'
+where id = any (array(
+    select id from tasks
+    where status = 'waiting' and run_at <= (select clock_timestamp())
+    order by run_at
+    limit 1000
+    for update skip locked
+));
+
+-- name: TakeBackTasks :many
+-- Runs that took too long, and those whose worker is not alive. Every worker calls this, and several
+-- do so at once. `skip locked`: nobody waits for another who takes the same task back. The attempt:
+-- between looking and locking, that other may be done and the task may run again, on a worker that
+-- is well. What was found lost is lost in that attempt only.
+-- Not the children that fail: see FailLostChild.
+with lost as materialized (
+    select tasks.id, tasks.attempt from tasks
+    left join workers on workers.id = tasks.worker_id
+    where tasks.status = 'running'
+    and (workers.id is null or tasks.started_at < clock_timestamp() - tasks.timeout)
+)
+update tasks
+set status = case when attempt - suspensions < max_attempts then 'queued' else 'failed' end,
+    error = case
+        when started_at < clock_timestamp() - timeout then 'Timeout: the run took too long'
+        else 'WorkerDied: the worker that ran it is gone'
+    end
+where id = any (array(
+    select tasks.id from tasks
+    join lost on lost.id = tasks.id and lost.attempt = tasks.attempt
+    where tasks.status = 'running'
+    and (tasks.parent_id is null or tasks.attempt - tasks.suspensions < tasks.max_attempts)
+    order by tasks.id
+    for update of tasks skip locked
+))
+returning id, name, status, attempt, error;
+
+-- name: FailLostChild :many
+-- The rest of what is lost, one task at a time. Its end is told to its parent, whose row this has to
+-- wait for. A statement that held many rows meanwhile could wait for another such one, and that one
+-- for this.
+with lost as materialized (
+    select tasks.id, tasks.attempt from tasks
+    left join workers on workers.id = tasks.worker_id
+    where tasks.status = 'running' and tasks.parent_id is not null
+    and tasks.attempt - tasks.suspensions >= tasks.max_attempts
+    and (workers.id is null or tasks.started_at < clock_timestamp() - tasks.timeout)
+)
+update tasks
+set status = 'failed',
+    error = case
+        when started_at < clock_timestamp() - timeout then 'Timeout: the run took too long'
+        else 'WorkerDied: the worker that ran it is gone'
+    end
+where id = any (array(
+    select tasks.id from tasks
+    join lost on lost.id = tasks.id and lost.attempt = tasks.attempt
+    where tasks.status = 'running'
+    order by tasks.id
+    limit 1
+    for update of tasks skip locked
+))
+returning id, name, status, attempt, error;
+
+-- name: TakeBackLostClaims :execrows
+-- Of one worker: the answer to its claim never arrived, because the connection broke. It is the only
+-- one that can know; to all others these tasks look as if they were running.
+update tasks
+set status = 'queued'
+where worker_id = cast(@worker_id as bigint) and status = 'running'
+and id <> all (cast(@known_ids as bigint[]))
+and started_at < clock_timestamp() - cast(@older_than as interval);
+
+-- name: RegisterWorker :one
+insert into workers (name, alive_until)
+values (@name, clock_timestamp() + cast(@lease as interval))
+returning id;
+
+-- name: Heartbeat :execrows
+-- 0 rows: the worker was taken for dead, and its tasks are being taken back.
+update workers
+set alive_until = clock_timestamp() + cast(@lease as interval)
+where id = @id;
+
+-- name: BuryWorkers :many
+-- A heartbeat that comes at the same moment waits for the row's lock and then finds no row, or has
+-- the lock, and is passed over here: a worker is never both alive and buried.
+delete from workers
+where id = any (array(
+    select id from workers
+    where alive_until < clock_timestamp()
+    order by id
+    for update skip locked
+))
+returning id, name;
+
+-- name: UnregisterWorker :exec
+delete from workers
+where id = @id;
+
+-- name: ListWorkers :many
+select id, name from workers
+order by id;
+
+-- name: ReviveTask :execrows
+-- Retry, by hand: a failed or cancelled task gets one more attempt, and keeps its log.
+-- The attempt is that which the caller has looked at. Another one may have failed of something else.
+update tasks
+set status = 'queued', error = null
+where id = @id and attempt = @attempt and status in ('failed', 'cancelled');
+
+-- name: ListFailedEntries :many
+-- Of a task that is retried: children that failed, unless the function has gone on from their failure.
+-- It must find that again.
+select position, cast(child_id as bigint) as child_id from event_log
+where task_id = @task_id and kind = 'child' and error is not null and not settled
+order by child_id;
+
+-- name: LockTask :exec
+select id from tasks
+where id = @id
+for update;
+
+-- name: ReopenEntry :exec
+-- Its end is not known any more. The next one will be told.
+update event_log
+set output = null, error = null, completion = null
+where task_id = @task_id and position = @position;
+
+-- name: TellAgain :exec
+-- Of a child whose entry was reopened: if it has ended, because it was retried by hand before its
+-- parent was, the trigger tells it now.
+update tasks
+set status = status
+where id = @id;
+
+-- name: DropLastError :exec
+-- Of a task that is retried: the step that failed is done again, if it was the last, and the function
+-- has not gone on from its failure.
+delete from event_log
+where event_log.task_id = @task_id and kind = 'step' and error is not null
+and not settled
+and event_log.position = (select max(last.position) from event_log as last where last.task_id = @task_id);
+
+-- name: ReplayTask :execrows
+-- Run it again from an empty log. The log's id is a new one: the steps get new idempotency keys.
+-- The attempt is that which the caller has looked at. Another one may have spawned more children.
+update tasks
+set status = 'queued', log_id = gen_random_uuid(), output = null, error = null,
+    completions = 0, awaits = null, wake_after = null
+where id = @id and attempt = @attempt and status in ('succeeded', 'failed', 'cancelled');
+
+-- name: DeleteLog :exec
+delete from event_log
+where task_id = @task_id;
+
+-- name: DetachChildren :exec
+-- The children of the run that is forgotten: those that have not ended are cancelled.
+update tasks
+set parent_id = null, parent_position = null,
+    status = case when status in ('queued', 'running', 'waiting') then 'cancelled' else status end
+where id = any (array(
+    select id from tasks
+    where parent_id = cast(@parent_id as bigint)
+    order by id
+    for update
+));
+
+-- name: CancelTask :execrows
+update tasks
+set status = 'cancelled', error = null
+where id = @id and status in ('queued', 'running', 'waiting');
+
+-- name: CancelOrphans :execrows
+-- The children of one cancelled task; their own children are next. Of one, because their ends are told
+-- to that task: see FailLostChild. `skip locked`, because a child that is ending right now holds its
+-- row and waits for its parent's.
+-- The parent is looked at again when all of them are locked (`max` has read the last one), and locked
+-- too: if it is being retried, this waits, and then leaves them alone.
+with orphans as (
+    select id, parent_id from tasks
+    where status in ('queued', 'running', 'waiting') and parent_id = (
+        select child.parent_id from tasks as child
+        join tasks as parent on parent.id = child.parent_id
+        where child.status in ('queued', 'running', 'waiting') and parent.status = 'cancelled'
+        limit 1
+    )
+    order by id
+    limit 1000
+    for update skip locked
+), parent as (
+    select id from tasks
+    where id = (select max(parent_id) from orphans) and status = 'cancelled'
+    for update
+)
+update tasks
+set status = 'cancelled', error = null
+where id = any (array(
+    select orphans.id from orphans
+    join parent on parent.id = orphans.parent_id
+));
+
+-- name: GetTask :one
+select * from tasks
+where id = @id;
+
+-- name: ListTasks :many
+-- The newest tasks, for people to look at. As text, and without timestamps: one row that Python
+-- cannot read must not keep anybody from seeing the others.
+select id, name, cast(input as text) as input, status, attempt, max_attempts,
+    coalesce(error, cast(output as text), '') as outcome
+from tasks
+order by id desc
+limit sqlc.arg(at_most);
+
+-- name: CountTasks :many
+select status, count(*) as tasks from tasks
+group by status
+order by status;
+
+-- name: LoadLog :many
+select position, kind, name, input, output, error, settled, completion from event_log
+where task_id = @task_id
+order by position;
+
+-- name: RecordStep :execrows
+-- Fence and record are one statement. `for share` takes the task's row lock: a claim by another
+-- worker, which changes that row, comes wholly before this (and then 0 rows are written) or wholly
+-- after. A mere `exists (...)` would look at a snapshot in which the task may still be ours.
+-- On conflict: this attempt has recorded the step before, and did not hear of it because the
+-- connection broke; or the step failed in an earlier attempt, and nothing came after it.
+with run as (
+    select tasks.id from tasks
+    where tasks.id = @id and tasks.attempt = @attempt and tasks.status = 'running'
+    for share
+)
+insert into event_log (task_id, position, kind, name, input, output, error, attempt)
+select
+    run.id, @position, @kind, @name, cast(@input as json), cast(sqlc.narg(output) as json),
+    cast(sqlc.narg(error) as json), @attempt
+from run
+on conflict (task_id, position) do update
+set kind = excluded.kind, name = excluded.name, input = excluded.input, output = excluded.output,
+    error = excluded.error, attempt = excluded.attempt, recorded_at = excluded.recorded_at
+where event_log.attempt = excluded.attempt or event_log.error is not null;
+
+-- name: SettleErrors :execrows
+-- The function goes on from these errors. Fenced like a step.
+with run as (
+    select tasks.id from tasks
+    where tasks.id = @id and tasks.attempt = @attempt and tasks.status = 'running'
+    for share
+)
+update event_log
+set settled = true
+from run
+where event_log.task_id = run.id and event_log.position = any (cast(@positions as int[]));
+
+-- name: SpawnChild :one
+-- The child and the entry in its parent's log come to be in one statement, fenced like a step.
+-- `again`: this attempt has done it before, and did not hear of it because the connection broke. The
+-- entry is left as it is then: the child may have ended meanwhile. On conflict: as for a step, an
+-- error at the end of the log gives way.
+with run as (
+    select tasks.id from tasks
+    where tasks.id = @id and tasks.attempt = @attempt and tasks.status = 'running'
+    for share
+), again as (
+    select event_log.child_id from event_log
+    join run on run.id = event_log.task_id
+    where event_log.position = @position and event_log.attempt = @attempt
+    and event_log.kind = 'child'
+), child as (
+    insert into tasks (
+        queue, name, input, priority, max_attempts, timeout, parent_id, parent_position
+    )
+    select
+        @queue, @name, cast(@input as json), @priority, @max_attempts,
+        cast(sqlc.narg(timeout) as interval), run.id, @position
+    from run
+    where not exists (select from again)
+    on conflict (parent_id, parent_position) where parent_id is not null do nothing
+    returning tasks.id
+), entry as (
+    insert into event_log (task_id, position, kind, name, input, attempt, child_id)
+    select run.id, @position, 'child', @name, cast(@input as json), @attempt, child.id
+    from run, child
+    on conflict (task_id, position) do update
+    set kind = excluded.kind, name = excluded.name, input = excluded.input, output = null,
+        error = null, attempt = excluded.attempt, child_id = excluded.child_id,
+        recorded_at = excluded.recorded_at
+    where event_log.error is not null
+)
+select cast(child.id as bigint) as child_id from child
+union all
+select cast(again.child_id as bigint) as child_id from again;
+
+-- name: SuspendTask :execrows
+-- Gives the slot back. 0 rows: the task is not ours any more, or an entry has been completed that we
+-- do not know of yet; then there may be nothing to wait for.
+update tasks
+set status = 'waiting', run_at = null, suspensions = suspensions + 1,
+    awaits = cast(@awaits as int[]), wake_after = cast(@wake_after as int)
+where id = @id and attempt = @attempt and status = 'running' and completions = @completions;
+
+-- name: LoadCompletions :many
+select position, output, error, completion from event_log
+where task_id = @task_id and completion > @after_completion;

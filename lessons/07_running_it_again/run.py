@@ -1,0 +1,112 @@
+"""One run of a task: call its function, and store what came of it."""
+
+import json
+import logging
+from dataclasses import dataclass
+from datetime import timedelta
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+
+from context import Context
+from db.queries import ClaimTasksRow, Querier
+from event_log import Suspended
+from fence import Fence, LostTask
+from inputs import Json, describe, to_json
+from nondeterminism import NonDeterminismError
+from tasks import NonRetryableError, registry
+from timing import Timing
+
+log = logging.getLogger("worker")
+
+
+@dataclass(frozen=True)
+class Succeeded:
+    output: str  # JSON
+
+
+@dataclass(frozen=True)
+class Failed:
+    error: str
+
+
+@dataclass(frozen=True)
+class Again:
+    """This attempt has failed. There is another one after the delay."""
+
+    error: str
+    delay: timedelta
+
+
+Outcome = Succeeded | Failed | Again | Suspended
+
+
+def run_task(connection: sa.Connection, task: ClaimTasksRow, timing: Timing) -> None:
+    log.info("task %d, attempt %d: %s", task.id, task.attempt, task.name)
+    fence = Fence(connection, task)
+    try:
+        try:
+            store(fence, outcome_of(fence, timing))
+        except DBAPIError as error:  # Postgres does not take the output
+            store(fence, failure(task, timing, error))
+    except LostTask as lost:
+        log.warning("%s: void", lost)
+
+
+def outcome_of(fence: Fence, timing: Timing) -> Outcome:
+    """Raises LostTask."""
+    try:
+        return Succeeded(to_json(call(fence)))
+    except LostTask:
+        raise
+    except Suspended as suspended:
+        return suspended
+    # Also sys.exit(), and what asyncio raises when it is cancelled: a task takes no slot along.
+    except BaseException as error:
+        return failure(fence.task, timing, error)
+
+
+def failure(task: ClaimTasksRow, timing: Timing, error: BaseException) -> Failed | Again:
+    final = isinstance(error, NonRetryableError | NonDeterminismError)
+    tried = task.attempt - task.suspensions
+    if final or tried >= task.max_attempts:
+        return Failed(describe(error))
+    return Again(describe(error), timing.backoff(tried))
+
+
+def call(fence: Fence) -> Json:
+    """Call the registered function; a durable task's gets a context to do its steps with.
+
+    A row with a name that nobody registered fails only itself.
+    """
+    task = fence.task
+    if task.name not in registry:
+        raise LookupError(f"this worker knows no task {task.name!r}")
+    registered, input = registry[task.name], json.loads(task.input)
+    if not registered.durable:
+        return registered.function(input)
+    context = Context(fence)
+    returned = False
+    try:
+        output = registered.function(context, input)
+        returned = True
+        return output
+    finally:
+        context.end(returned)
+
+
+def store(fence: Fence, outcome: Outcome) -> None:
+    """Raises LostTask: the outcome is void."""
+    id = fence.task.id
+    match outcome:
+        case Succeeded(output):
+            fence.write(Querier.succeed_task, output=output)
+            log.info("task %d succeeded", id)
+        case Failed(error):
+            fence.write(Querier.fail_task, error=error)
+            log.info("task %d failed: %s", id, error)
+        case Again(error, delay):
+            fence.write(Querier.retry_task, delay=delay, error=error)
+            log.info("task %d, again in %s: %s", id, delay, error)
+        case Suspended():
+            log.info("task %d %s", id, outcome)

@@ -1,0 +1,188 @@
+-- The queue is one table. A row's life:
+--
+--   EnqueueTask inserts it: queued, or waiting if it is not to run yet. WakeTasks makes it queued when
+--   its time has come. ClaimTasks gives it to one worker: running. The worker calls the task's
+--   function and then SucceedTask stores what it returned, or FailTask what it raised; RetryTask
+--   sends it back to wait for another attempt.
+--
+--                 ClaimTasks            SucceedTask
+--      queued  ---------------> running ---------------> succeeded
+--        ^                       |   |       FailTask
+--        | WakeTasks             |   +-----------------> failed
+--        |            RetryTask  |
+--      waiting <-----------------+
+--
+--   A durable task that needs the result of a child task suspends: SuspendTask makes it waiting, and
+--   its slot is free. The child's end makes it queued again. CancelTask ends what has not ended.
+--
+--   A worker may die, or a run take too long: TakeBackTasks makes the task queued again, or failed
+--   if that was its last attempt.
+--
+-- Nothing leaves succeeded, failed or cancelled, but for an explicit retry or replay by hand.
+
+create table workers (
+    id          bigint generated always as identity primary key,
+    name        text not null,         -- for people; two workers may have the same
+    -- The lease. Until then the worker counts as alive, by this database's clock; no other clock
+    -- decides anything here.
+    alive_until timestamptz not null,
+    created_at  timestamptz not null default clock_timestamp()
+);
+
+comment on table workers is 'A worker that is alive. No row: it is not, and what it runs is taken back.';
+
+create table tasks (
+    -- Ids are given out in the order of the inserts, and the queue is served in that order. It is
+    -- not quite the order of the commits: a transaction that stays open shows its tasks late.
+    id         bigint generated always as identity primary key,
+    queue      text not null default 'default' check (queue <> ''),
+    name       text not null,   -- which function to call; the worker looks it up in its registry
+    -- json keeps the text as it was written. jsonb would give 1e300 back as a whole number of 301
+    -- digits, which is not equal to it in Python.
+    input      json not null,   -- what to call it with
+    status     text not null default 'queued'
+               check (status in (
+                   'queued', 'running', 'waiting', 'succeeded', 'failed', 'cancelled'
+               )),
+    output     json,            -- what it returned; JSON null if it returned None
+    error      text,            -- what it raised, in its last attempt
+    priority   int not null default 0,       -- higher goes first
+    run_at     timestamptz,                  -- waiting until then
+    -- How long an attempt may take. Bounded: one row with a million years would make the arithmetic
+    -- of TakeBackTasks fail, and so for all rows.
+    timeout    interval check (timeout between interval '0' and interval '3650 days'),
+    attempt    int not null default 0,       -- grows by one with every claim
+    max_attempts int not null default 5 check (max_attempts > 0),
+    worker_id  bigint,                       -- who runs it, or ran it last
+    started_at timestamptz,                  -- when its last attempt began
+    idempotency_key text,
+    log_id     uuid not null default gen_random_uuid(),  -- the idempotency keys of its steps begin so
+    parent_id  bigint,                       -- the durable task that spawned it
+    parent_position int,                     -- and where in that task's log
+    suspensions int not null default 0,      -- how many of its attempts ended by suspending
+    completions int not null default 0,      -- how many entries of its log somebody else has completed
+    awaits     int[],                        -- waiting for the entries at these positions
+    wake_after int,                          -- until so many of them are complete
+    created_at timestamptz not null default clock_timestamp(),
+    check ((status = 'succeeded') = (output is not null)),
+    check (status <> 'failed' or error is not null),
+    check (error is null or status = 'failed' or (attempt > 0 and status <> 'succeeded')),
+    check (status <> 'waiting' or run_at is not null or awaits is not null),
+    check (status <> 'running' or (attempt > 0 and worker_id is not null and started_at is not null))
+);
+
+comment on table tasks is 'One row of work: a name, a JSON input and a status.';
+
+-- ClaimTasks reads the first entries of this index. A finished task is not in it: the claim stays as
+-- fast with a million finished tasks in the table as with none.
+create index tasks_queued on tasks (queue, priority desc, id) where status = 'queued';
+
+-- WakeTasks: the first entries are those that are due.
+create index tasks_waiting on tasks (run_at) where status = 'waiting';
+
+-- CountRunning counts the entries of one queue. There are never more of them than its limit.
+create index tasks_running on tasks (queue) where status = 'running';
+
+-- A parent has one child for each position of its log. SpawnChild relies on it, and DetachChildren
+-- finds all children of a task here.
+create unique index tasks_positions on tasks (parent_id, parent_position)
+    where parent_id is not null;
+
+-- CancelOrphans: the children that have not ended, and the tasks that were cancelled. It begins with
+-- whichever are fewer.
+create index tasks_children on tasks (parent_id)
+    where parent_id is not null and status in ('queued', 'running', 'waiting');
+create index tasks_cancelled on tasks (id) where status = 'cancelled';
+
+-- One task for a name and a key. Whatever is not in an index costs it nothing: a unique constraint
+-- would have an entry for each task without a key, and another one whenever its row changes.
+create unique index tasks_keys on tasks (name, idempotency_key) where idempotency_key is not null;
+
+create table queue_limits (
+    queue       text primary key,
+    max_running int not null check (max_running >= 0)  -- 0 pauses the queue
+);
+
+comment on table queue_limits is 'How many tasks of a queue may run at once. No row: no limit.';
+
+-- What a durable task has done, in the order in which it did it. Kind, name and input say what was
+-- asked for; a later run must ask for the same in the same place. A step's row is written once, by the
+-- run that did it, and answers every later run. There is one exception: an error at the end of the log,
+-- on which nothing depends yet, gives way when a later attempt does the step again. All other entries
+-- are opened by a run, and completed once, by somebody else.
+create table event_log (
+    -- No foreign key: whoever writes here has locked the task's row in the same statement.
+    task_id     bigint not null,
+    position    int not null,     -- 1, 2, 3 ... in the order of the calls
+    kind        text not null check (kind in ('step', 'child')),
+    name        text not null,    -- the function of the step, or of the child task
+    input       json not null,    -- its arguments
+    output      json,             -- what it returned
+    error       json,             -- or what it raised: type, message, traceback
+    settled     boolean not null default false,  -- an error that no run may undo: the function went on
+    child_id    bigint,           -- of a child: its task
+    completion  int,              -- of what somebody else completes: the how-many-th of this log
+    attempt     int not null,     -- by which run
+    recorded_at timestamptz not null default clock_timestamp(),
+    primary key (task_id, position),
+    check (kind <> 'step' or (output is null) <> (error is null)),
+    check (kind = 'step' or (completion is null) = (output is null and error is null)),
+    check ((kind = 'child') = (child_id is not null)),
+    check (not settled or error is not null)
+);
+
+comment on table event_log is 'One entry: what a durable task has done, or waits for.';
+
+-- An entry gets its answer from somebody else: its log's task learns of it, and is woken if it waits for
+-- no more than this. Only the first answer counts; false: there was one before.
+-- The task's row is what the two sides meet at. A run that wants to suspend changes the same row, and
+-- only if `completions` is still what it knows: either it sees this completion, or this sees it waiting.
+-- The lock comes first, in a statement of its own: a statement that has waited for a lock looks at the
+-- log as it was before the wait, and two who complete one entry at once would both count.
+create function complete_entry(its_task bigint, its_position int, its_output json, its_error json)
+returns boolean language plpgsql set search_path from current as $$
+declare
+    its_completion int;
+    wakes boolean;
+begin
+    select completions + 1 into its_completion from tasks where id = its_task for update;
+
+    update event_log set output = its_output, error = its_error, completion = its_completion
+    where task_id = its_task and position = its_position and kind <> 'step' and completion is null;
+    if not found then
+        return false;
+    end if;
+
+    update tasks
+    set completions = its_completion,
+        wake_after = case when its_position = any (awaits) then wake_after - 1 else wake_after end
+    where id = its_task
+    returning status = 'waiting' and its_position = any (awaits) and wake_after = 0 into wakes;
+    -- Not in the update above: it would fire tell_parent also for a task that has ended long ago.
+    if wakes then
+        update tasks set status = 'queued' where id = its_task;
+    end if;
+    return true;
+end
+$$;
+
+-- The end of a child completes its entry in the parent's log, in the transaction that ends it: whichever
+-- statement that is, also one typed into psql, with whatever search_path. Rows are locked from the child
+-- to the parent, never the other way round.
+-- A child that is retried or replayed by hand may end again, when the parent has perhaps gone on from its
+-- first end: complete_entry counts only that.
+create function tell_parent() returns trigger language plpgsql set search_path from current as $$
+begin
+    perform complete_entry(new.parent_id, new.parent_position, new.output, case
+        when new.status <> 'succeeded' then json_build_object(
+            'type', split_part(coalesce(new.error, 'Cancelled'), ':', 1),
+            'error', coalesce(new.error, 'Cancelled'), 'traceback', '', 'final', true
+        )
+    end);
+    return null;
+end
+$$;
+
+create trigger tell_parent after update of status on tasks for each row
+when (new.parent_id is not null and new.status in ('succeeded', 'failed', 'cancelled'))
+execute function tell_parent();

@@ -1,0 +1,119 @@
+"""Tasks as a program sees them: registered functions, options, and a way into the queue."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypedDict, TypeVar, Unpack
+
+import sqlalchemy as sa
+
+from db.queries import Querier
+from inputs import (
+    MAX_INT,
+    BadInput,
+    Json,
+    check_duration,
+    check_key,
+    check_number,
+    check_queue,
+    to_json,
+)
+
+
+@dataclass(frozen=True)
+class Registered:
+    """durable: the function takes a context too."""
+
+    function: Callable[..., Json]
+    durable: bool
+
+
+# Workers look functions up here and nowhere else; a name in a row is never imported. Whoever can
+# write to the table can run a registered function with an input of their own, and no other code.
+registry: dict[str, Registered] = {}
+
+Function = TypeVar("Function", bound=Callable[[Any], Json])
+
+
+class NonRetryableError(Exception):
+    """Raised by a task's function: this will not get better, do not try again."""
+
+
+class TaskOptions(TypedDict, total=False):
+    """What a new task can be given beside its input; check_options knows the defaults.
+
+    priority: higher goes first. timeout: for each attempt.
+    """
+
+    queue: str
+    priority: int
+    max_attempts: int
+    timeout: timedelta | None
+
+
+def task(function: Function) -> Function:
+    """Register `function`, which takes one JSON value and returns one, under its own name."""
+    register(function, durable=False)
+    return function
+
+
+def register(function: Callable[..., Json], *, durable: bool) -> None:
+    name = function.__name__
+    if name in registry:
+        raise BadInput(f"there is a task {name!r} already: give this function another name")
+    registry[name] = Registered(function, durable)
+
+
+def enqueue(
+    connection: sa.Connection,
+    name: str,
+    input: Json,
+    *,
+    delay: timedelta | None = None,
+    idempotency_key: str | None = None,
+    **options: Unpack[TaskOptions],
+) -> int:
+    """Put a task into the queue and return its id. Raises BadInput.
+
+    It is one INSERT on the caller's connection. In a transaction, the task is there for the workers
+    when that transaction commits, and never was if it rolls back.
+
+    delay: not before. idempotency_key: a second enqueue of this name with this key returns the
+    first one's id.
+    """
+    if name not in registry:
+        known = ", ".join(sorted(registry)) or "none; import the module with the tasks"
+        raise BadInput(f"there is no task {name!r}; registered: {known}")
+    chosen = check_options(**options)
+    check_duration("delay", delay)
+    check_key(idempotency_key)
+    queries = Querier(connection)
+    task_id = queries.enqueue_task(
+        name=name, input=to_json(input), delay=delay, idempotency_key=idempotency_key, **chosen
+    )
+    if task_id is not None:
+        return task_id
+    assert idempotency_key is not None, "without a key, the INSERT returns its row or raises"
+    first = queries.find_task(name=name, idempotency_key=idempotency_key)
+    if first is None:
+        raise BadInput(f"the task with the key {idempotency_key!r} was just deleted: try again")
+    # As text: in Python, 1 == True.
+    if json.dumps(first.input, sort_keys=True) != json.dumps(input, sort_keys=True):
+        raise BadInput(f"the key {idempotency_key!r} was used for another input: task {first.id}")
+    return first.id
+
+
+def check_options(
+    *,
+    queue: str = "default",
+    priority: int = 0,
+    max_attempts: int = 5,
+    timeout: timedelta | None = None,
+) -> TaskOptions:
+    """All options of a new task. BadInput unless they can be stored, and obeyed."""
+    check_queue(queue)
+    check_number("priority", priority, -MAX_INT, MAX_INT)
+    check_number("max_attempts", max_attempts, 1, MAX_INT)
+    check_duration("timeout", timeout)
+    return TaskOptions(queue=queue, priority=priority, max_attempts=max_attempts, timeout=timeout)

@@ -1,0 +1,33 @@
+"""Upkeep: what any worker does for the whole queue, again and again. Each chore is one function."""
+
+import logging
+from collections.abc import Callable
+
+from db.queries import Querier
+
+log = logging.getLogger("worker")
+
+
+def wake(queries: Querier) -> None:
+    queries.wake_tasks()
+
+
+def bury(queries: Querier) -> None:
+    for worker in queries.bury_workers():
+        log.warning("worker %s is dead", worker.name)
+
+
+def take_back(queries: Querier) -> None:
+    lost_tasks = list(queries.take_back_tasks())
+    while failed := list(queries.fail_lost_child()):  # one
+        lost_tasks += failed
+    for lost in lost_tasks:
+        log.warning("task %d, %s: %s", lost.id, lost.status, lost.error)
+
+
+def cancel_orphans(queries: Querier) -> None:
+    while queries.cancel_orphans():  # of one cancelled task
+        pass
+
+
+CHORES: list[Callable[[Querier], None]] = [wake, cancel_orphans, bury, take_back]

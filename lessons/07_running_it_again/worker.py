@@ -1,0 +1,166 @@
+"""A worker's life: it registers, claims tasks for its free slots, has them run, drains, leaves."""
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from queue import SimpleQueue
+
+from claim import claim
+from connection import connect, keep_doing
+from db.queries import ClaimTasksRow, Querier
+from inputs import check_number, check_queue, describe
+from lease import Lease
+from run import run_task
+from shared.database import Database
+from timing import Timing
+from upkeep import CHORES
+
+MAX_SLOTS = 1000
+
+log = logging.getLogger("worker")
+
+
+class Worker:
+    """Runs tasks until `stop` is called. Any number of workers may share a queue.
+
+    slots: how many tasks run side by side, each in a thread. One more thread, the dispatcher,
+    claims for all of them: a claim of ten tasks costs hardly more than a claim of one.
+    Each of these threads has a database connection. Raises BadInput.
+    lease: for how long the worker counts as alive after a heartbeat. When it has run out, other
+    workers take its tasks back. grace: for how long `run` waits for running tasks after `stop`.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        name: str,
+        *,
+        queue: str = "default",
+        slots: int = 10,
+        lease: timedelta = timedelta(seconds=10),
+        grace: timedelta = timedelta(seconds=30),
+        timing: Timing = Timing(),
+    ) -> None:
+        check_queue(queue)
+        check_number("slots", slots, 1, MAX_SLOTS)
+        self.name = name
+        self.queue = queue
+        self.slots = slots
+        self.lease = Lease(name, lease)
+        self.grace = grace
+        self.timing = timing
+        self._db = db
+        self._stops = 0
+        self._drained = threading.Event()
+        # Task and attempt; only the dispatcher adds, so there are never more than slots.
+        self._running: set[tuple[int, int]] = set()
+        self._handed_over: SimpleQueue[ClaimTasksRow | None] = SimpleQueue()
+        self._look_again = threading.Event()
+        self._broken: BaseException | None = None
+
+    def stop(self) -> None:
+        """Finish the tasks at hand, then return from `run`; called again: do not wait for them.
+
+        It may be called in a signal handler, so it takes no lock: the handler interrupts the main
+        thread anywhere, and could wait for a lock that the main thread itself holds.
+        """
+        self._stops += 1
+
+    def run(self) -> None:
+        with self._db.autocommit.connect() as connection:
+            self.lease.register(Querier(connection))
+        log.info("worker %s: started", self.name)
+        threads = [self._thread(self._run_slot) for _ in range(self.slots)]
+        threads += [self._thread(self._stay_alive), self._thread(self._keep_up)]
+        try:
+            self._dispatch()
+            self._drain()
+        finally:
+            self._drained.set()
+            for _ in range(self.slots):
+                self._handed_over.put(None)
+        # Not for a thread that is still in a task: Python cannot stop it, only the process can end.
+        # The others end at once, unless the database hangs. No heartbeat after the unregistering.
+        for thread in threads[self.slots :] if self._running else threads:
+            thread.join(timeout=1)
+        self.lease.end(self._db)
+        if self._broken:
+            raise self._broken
+        log.info("worker %s: stopped, %d tasks abandoned", self.name, len(self._running))
+
+    def _thread(self, loop: Callable[[], None]) -> threading.Thread:
+        """Start a thread. An error that its loop does not expect ends the worker, loudly."""
+
+        def guarded() -> None:
+            try:
+                loop()
+            except BaseException as error:
+                log.error("worker %s: must stop: %s", self.name, describe(error))
+                self._broken = error
+                self.stop()
+
+        # A thread that is stuck in a task must not keep the process alive after the grace period.
+        thread = threading.Thread(target=guarded, daemon=True)
+        thread.start()
+        return thread
+
+    def _is_stopping(self) -> bool:
+        return self._stops > 0
+
+    def _dispatch(self) -> None:
+        """Claim tasks for free slots and hand them over, until `stop` is called."""
+        with connect(self._db.autocommit, self._is_stopping) as connection:
+            while not self._is_stopping():
+                self._look_again.clear()
+                free_slots = self.slots - len(self._running)
+                tasks = claim(self._db, connection, self.lease.worker_id, self.queue, free_slots)
+                for task in tasks:
+                    self._running.add((task.id, task.attempt))
+                    self._handed_over.put(task)
+                if not tasks:
+                    self._look_again.wait(self.timing.poll)
+
+    def _drain(self) -> None:
+        """Wait for the running tasks: until the grace period ends, or until the second `stop`."""
+        if self._running:
+            message = "worker %s: stopping, %d still running; Ctrl-C again abandons them"
+            log.info(message, self.name, len(self._running))
+        deadline = time.monotonic() + self.grace.total_seconds()
+        while self._running and self._stops < 2 and time.monotonic() < deadline:
+            self._look_again.wait(self.timing.poll)
+            self._look_again.clear()
+
+    def _run_slot(self) -> None:
+        """A thread with a connection of its own, which runs what the dispatcher hands over."""
+        # Every statement commits at once. A claim that was not committed before the function is
+        # called would be invisible to others, and lock the row for as long as the function runs.
+        with connect(self._db.autocommit, self._is_stopping) as connection:
+            while task := self._handed_over.get():
+                run_task(connection, task, self.timing)
+                self._running.discard((task.id, task.attempt))
+                self._look_again.set()
+
+    def _stay_alive(self) -> None:
+        """Renew the lease, also while the running tasks are drained.
+
+        On a connection of its own: it must not wait behind anything that takes long.
+        """
+        with connect(self._db.autocommit, self._is_stopping) as connection:
+            pause = self.lease.duration.total_seconds() / 4
+            keep_doing(self.lease.renew, connection, lambda: pause, until=self._drained)
+
+    def _keep_up(self) -> None:
+        def do_chores(queries: Querier) -> None:
+            for chore in CHORES:
+                chore(queries)
+            known = [id for id, _ in self._running.copy()]
+            self.lease.take_back_lost_claims(queries, known)
+
+        def pause() -> float:  # not all workers at the same moment
+            return random.uniform(0.5, 1.5) * self.timing.upkeep
+
+        with connect(self._db.autocommit, self._is_stopping) as connection:
+            keep_doing(do_chores, connection, pause, until=self._drained)
