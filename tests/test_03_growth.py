@@ -1,12 +1,15 @@
-"""What the claim reads does not grow with the table. Held on rows and pages, not on time."""
+"""What the queries read does not grow with the table. Held on rows and pages, not on time."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from bench.growth import FINISHED, WAITING, buffers, explain_claim, rows_read, scans
 from shared.database import Database
 from shared.testing import Lesson
+from tests.helpers import execute, register
 
 CLAIMED = 10
 
@@ -40,3 +43,57 @@ def test_a_claim_reads_as_many_rows_as_it_claims_however_many_there_are(
         assert rows_read(scan) == CLAIMED
     # In an index of a large table a row is a level or two further down: in each of its indexes.
     assert buffers(plan) <= alone + 10 * CLAIMED
+
+
+def test_the_queries_read_few_rows_in_a_big_table(lesson, db):
+    """100,000 finished, waiting and queued tasks each; 10 that are due, 10 that are running."""
+    worker = register(lesson, db, lease=timedelta(hours=1))
+    execute(
+        db,
+        "insert into tasks (name, input, status, output, run_at, attempt)"
+        " select 'nothing', 'null', status, case when status = 'succeeded' then json 'null' end,"
+        " clock_timestamp() + interval '1 day', (status = 'succeeded')::int"
+        " from generate_series(1, 100000), unnest(array['succeeded', 'waiting', 'queued']) status",
+    )
+    execute(db, "update tasks set run_at = '-infinity' where status = 'waiting' and id <= 30")
+    execute(
+        db,
+        "update tasks set status = 'running', attempt = 1, worker_id = 0,"
+        " started_at = clock_timestamp() where status = 'queued' and id < 30",
+    )
+    execute(db, "vacuum analyze tasks")
+    all_of = lesson.queries
+    touched = {}
+    for name, sql, parameters in [
+        (
+            "claim",
+            all_of.CLAIM_TASKS,
+            {"p1": worker, "p2": "default", "p3": False, "p4": 10},
+        ),
+        ("wake", all_of.WAKE_TASKS, {}),
+        ("take back", all_of.TAKE_BACK_TASKS, {}),
+        (
+            "lost claims",
+            all_of.TAKE_BACK_LOST_CLAIMS,
+            {"p1": worker, "p2": [], "p3": timedelta(minutes=1)},
+        ),
+        ("count", all_of.COUNT_RUNNING, {"p1": "default"}),
+    ]:
+        with db.autocommit.connect() as connection:
+            plan = connection.execute(
+                sa.text(f"explain (analyze, buffers, format json) {sql}"), parameters
+            ).scalar_one()[0]["Plan"]
+        nodes = list(walk(plan))
+        scans = {node["Node Type"] for node in nodes if node.get("Relation Name") == "tasks"}
+        assert "Seq Scan" not in scans, (name, scans)
+        touched[name] = (max(rows_read(node) for node in nodes), buffers(plan))
+    print(touched)
+    assert all(rows <= 40 for rows, _ in touched.values()), touched
+    # Each changed row costs some pages of each of five indexes.
+    assert all(pages < 2000 for _, pages in touched.values()), touched
+
+
+def walk(plan):
+    yield plan
+    for child in plan.get("Plans", []):
+        yield from walk(child)

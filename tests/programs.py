@@ -1,0 +1,197 @@
+"""Random programs for the durable engine: how they are run, and how they end if all goes well."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from hypothesis import strategies as st
+
+from shared.testing import Lesson
+
+# A program is a list of operations, in JSON. The durable task `program` does one after the other.
+NUMBER = st.integers(1, 9)
+SIMPLE = (
+    st.tuples(st.just("step"), NUMBER)
+    | st.tuples(st.just("flaky"), NUMBER, st.integers(1, 2))  # fails so often, and is tried again
+    | st.tuples(st.just("caught"), NUMBER, st.booleans())  # fails always; whether that is final
+    | st.tuples(st.just("double"), NUMBER)  # a child that is not durable
+    | st.tuples(st.just("flaky child"), NUMBER, st.integers(1, 2))
+)
+# Fails once, and would succeed if it were tried again. What is done next says which it was.
+EITHER = st.tuples(st.sampled_from(["either", "either child"]), NUMBER)
+FAIL = ("fail",)
+
+
+def programs(operations: Any, least: int, most: int) -> Any:
+    """So many operations; one program in six fails in the end."""
+    ends = st.sampled_from([[], [], [], [], [], [FAIL]])
+    start = st.lists(operations, min_size=least, max_size=most)
+    return st.builds(lambda start, end: start + end, start, ends)
+
+
+def nested(operations: Any) -> Any:
+    program = programs(operations, 1, 2)
+    return (
+        operations
+        | st.tuples(st.sampled_from(["run", "broken"]), program)
+        | st.tuples(st.sampled_from(["gather", "race"]), st.lists(program, min_size=2, max_size=3))
+        | st.tuples(st.just("around"), program, program)
+    )
+
+
+PROGRAMS = programs(EITHER, 2, 4) | programs(nested(nested(SIMPLE | EITHER)), 2, 4)
+
+
+def define_program(lesson: Lesson, effects: list[tuple[str, str, int]]) -> None:
+    """The interpreter, and what it calls. effects: key, name, number of each outside effect."""
+    durable, errors, tasks = lesson.context, lesson.errors, lesson.tasks
+    often = {"max_attempts": 1_000_000}
+
+    def act(key, number):
+        effects.append((key, "act", number))
+        return number
+
+    def flaky(key, number, fails):
+        effects.append((key, "flaky", number))
+        if effects.count((key, "flaky", number)) <= fails:
+            raise ConnectionError("no answer")
+        return number
+
+    def refuse(key, number, final):
+        effects.append((key, "refuse", number))
+        raise (tasks.NonRetryableError if final else ValueError)("refused")
+
+    @tasks.task
+    def double(number):
+        return 2 * number
+
+    @tasks.task
+    def flaky_child(input):
+        name, fails = f"flaky child {input}", input[1]
+        effects.append(("", name, 0))
+        if effects.count(("", name, 0)) <= fails:
+            raise ConnectionError("no answer")
+        return input[0]
+
+    @tasks.task
+    def moody_child(number):
+        effects.append(("", "moody child", number))
+        if effects.count(("", "moody child", number)) == 1:
+            raise tasks.NonRetryableError("not today")
+
+    @durable.durable
+    def program(ctx, operations):
+        return [operation(ctx, *each) for each in operations]
+
+    def operation(ctx, kind, *arguments):
+        if kind == "step":
+            return ctx.step(act, *arguments)
+        if kind == "flaky":
+            return ctx.step(flaky, *arguments)
+        if kind == "double":
+            return ctx.run(double, *arguments, **often)
+        if kind == "flaky child":
+            return ctx.run(flaky_child, list(arguments), **often)
+        if kind == "run":
+            return ctx.run(program, *arguments, **often)
+        if kind == "fail":
+            raise tasks.NonRetryableError("as the program says")
+        if kind in ("either", "either child"):
+            (number,) = arguments
+            try:
+                if kind == "either":
+                    ctx.step(flaky, number, 1)
+                else:
+                    ctx.run(moody_child, number, **often)
+            except errors.StepError:
+                number += 10
+            ctx.step(act, number)
+            return "done"
+        if kind == "around":
+            child = ctx.spawn(program, arguments[0], **often)
+            return [program(ctx, arguments[1]), ctx.result(child)]
+        try:
+            if kind == "caught":
+                return ctx.step(refuse, *arguments)
+            if kind == "broken":
+                return ctx.run(program, *arguments, **often)
+            children = [ctx.spawn(program, each, **often) for each in arguments[0]]
+            if kind == "gather":
+                return ctx.gather(*children)
+        except errors.StepError as error:
+            return type(error).__name__
+        # race: what is done next depends on who was first
+        results = []
+        for child in ctx.as_completed(*children):
+            try:
+                results.append(ctx.result(child))
+            except lesson.children.ChildError:
+                results.append("ChildError")
+            ctx.step(act, children.index(child))
+        return sorted(results, key=str)
+
+
+class Failure(Exception):
+    """The program ends with an error; its type is the message."""
+
+
+@dataclass
+class Expected:
+    """How a program ends if nothing goes wrong, and what its log holds then."""
+
+    outcome: Any = None  # what it returns, or the type of the error
+    failed: bool = False
+    log: Any = None  # of each position: kind, name, and of a child that is a program, its Expected
+
+
+def interpret(operations: Any) -> Expected:
+    expected = Expected(log=[])
+    try:
+        expected.outcome = [interpret_one(expected.log, *each) for each in operations]
+    except Failure as failure:
+        expected.failed, expected.outcome = True, str(failure)
+    return expected
+
+
+def interpret_one(log: Any, kind: str, *arguments: Any) -> Any:
+    def child(operations: Any) -> Any:
+        expected = interpret(operations)
+        log.append(("child", "program", expected))
+        return expected
+
+    def result(expected: Expected, caught: bool) -> Any:
+        if not expected.failed:
+            return expected.outcome
+        if caught:
+            return "ChildError"
+        raise Failure("ChildError")
+
+    if kind in ("step", "flaky", "caught"):
+        name = {"step": "act", "flaky": "flaky", "caught": "refuse"}[kind]
+        log.append(("step", name, None))
+        if kind == "caught":
+            return "FinalStepError" if arguments[1] else "StepError"
+        return arguments[0]
+    if kind == "double":
+        log.append(("child", "double", None))
+        return 2 * arguments[0]
+    if kind == "flaky child":
+        log.append(("child", "flaky_child", None))
+        return arguments[0]
+    if kind == "fail":
+        raise Failure("NonRetryableError")
+    if kind in ("either", "either child"):
+        log.append(("step", "flaky", None) if kind == "either" else ("child", "moody_child", None))
+        log.append(("step", "act", None))
+        return "done"
+    if kind in ("run", "broken"):
+        return result(child(*arguments), caught=kind == "broken")
+    if kind == "around":
+        spawned = child(arguments[0])
+        inner = [interpret_one(log, *each) for each in arguments[1]]
+        return [inner, result(spawned, caught=False)]
+    children = [child(each) for each in arguments[0]]
+    if kind == "gather":
+        failed = any(each.failed for each in children)
+        return "ChildError" if failed else [each.outcome for each in children]
+    log.extend([("step", "act", None)] * len(children))
+    return sorted((result(each, caught=True) for each in children), key=str)

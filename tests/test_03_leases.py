@@ -1,0 +1,160 @@
+"""Lesson 03: a worker is alive for as long as it renews its lease, by the database's clock."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import pytest
+
+from shared.processes import wait_until, within
+from shared.testing import task_row, wait_for_status, waiting_for_a_lock, working
+from tests.helpers import (
+    MINUTE,
+    claim,
+    enqueue,
+    execute,
+    lease_runs_out,
+    queries,
+    register,
+    status_of,
+    submitted,
+    take_back,
+    upkeep_rounds,
+)
+
+
+def test_a_heartbeat_extends_the_lease(lesson, db):
+    worker = register(lesson, db, lease=timedelta(seconds=30))
+    lease_runs_out(db)
+    with queries(lesson, db) as queue:
+        assert queue.heartbeat(id=worker, lease=MINUTE) == 1
+        assert list(queue.bury_workers()) == []
+
+
+def test_the_heartbeat_of_a_buried_worker_is_refused(lesson, db):
+    worker = register(lesson, db, "slow")
+    lease_runs_out(db)
+    with queries(lesson, db) as queue:
+        assert [dead.name for dead in queue.bury_workers()] == ["slow"]
+        assert queue.heartbeat(id=worker, lease=MINUTE) == 0
+        assert list(queue.list_workers()) == []
+
+
+@pytest.mark.parametrize("first", ["heartbeat", "bury"])
+def test_a_heartbeat_and_a_burial_at_the_same_moment(lesson, db, first):
+    """Whoever has the row's lock first decides: alive or buried, and never both."""
+    worker = register(lesson, db)
+    lease_runs_out(db)
+
+    def beat(queue):
+        return queue.heartbeat(id=worker, lease=MINUTE)
+
+    def bury(queue):
+        return len(list(queue.bury_workers()))
+
+    def second():
+        with queries(lesson, db) as queue:
+            return (bury if first == "heartbeat" else beat)(queue)
+
+    with db.engine.connect() as one, ThreadPoolExecutor(1) as thread:
+        assert (beat if first == "heartbeat" else bury)(lesson.queries.Querier(one)) == 1
+        other = submitted(db, thread, second)
+        one.commit()
+        assert other.result(timeout=within(20)) == 0
+    assert execute(db, "select count(*) from workers")[0][0] == (first == "heartbeat")
+
+
+def test_heartbeats_and_burials_in_many_rounds(lesson, db):
+    """Real concurrency: what a heartbeat says, 1 or 0, is what has become of the worker."""
+    together = threading.Barrier(2, timeout=within(30))
+    ids = [register(lesson, db) for _ in range(200)]
+
+    def burials():
+        with queries(lesson, db) as queue:
+            for _ in ids:
+                together.wait()
+                list(queue.bury_workers())
+                together.wait()
+
+    said = {}
+    with ThreadPoolExecutor(1) as thread, queries(lesson, db) as queue:
+        other = thread.submit(burials)
+        for id in ids:
+            execute(db, "update workers set alive_until = '-infinity' where id = %s", id)
+            together.wait()
+            said[id] = queue.heartbeat(id=id, lease=MINUTE)
+            together.wait()
+        other.result(timeout=within(30))
+    alive = {id for (id,) in execute(db, "select id from workers")}
+    assert {id for id, changed in said.items() if changed == 1} == alive
+
+
+def test_a_buried_worker_claims_nothing_until_it_registers_anew(lesson, db):
+    """Else it would burn an attempt of every task in the queue: others take each back at once."""
+    id = enqueue(lesson, db)
+    worker = register(lesson, db)
+    lease_runs_out(db)
+    take_back(lesson, db)
+    assert claim(lesson, db, worker) == []
+    assert task_row(db, id).attempt == 0
+    assert claim(lesson, db, register(lesson, db)) == [(id, 1)]
+
+
+def test_the_heartbeat_waits_for_nothing_that_the_upkeep_waits_for(lesson, db):
+    def lease():
+        return execute(db, "select alive_until from workers where alive_until > clock_timestamp()")
+
+    with working(lesson.worker.Worker(db, "w", lease=timedelta(seconds=1))):
+        upkeep_rounds(lesson, db, 1)
+        with db.connect() as holder:
+            holder.execute("lock table tasks")
+            wait_until(lambda: waiting_for_a_lock(db), "the upkeep waits")
+            for _ in range(3):
+                before = lease()
+                wait_until(lambda before=before: lease() > before, "it is renewed", 5)
+
+
+def test_a_worker_that_was_buried_registers_anew_and_goes_on(lesson, db):
+    with working(lesson.worker.Worker(db, "w", lease=timedelta(seconds=2))):
+        wait_until(lambda: execute(db, "select id from workers"), "it has registered")
+        before = execute(db, "delete from workers returning id")
+        id = enqueue(lesson, db, "divide", [6, 3])
+        wait_for_status(db, id, "succeeded")
+        assert execute(db, "select id from workers") > before
+    assert execute(db, "select * from workers") == [], "and it has unregistered"
+
+
+def test_a_clock_that_is_wrong_harms_nobody(lesson, db, monkeypatch):
+    """A worker whose clock is an hour ahead does not take its neighbour for dead."""
+    id = enqueue(lesson, db)
+    neighbour = register(lesson, db, "neighbour")
+    assert claim(lesson, db, neighbour) == [(id, 1)]
+    later = enqueue(lesson, db, delay=MINUTE)
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 3600)
+    rounds = []
+
+    @lesson.tasks.task
+    def note(_):
+        rounds.append(1)
+
+    with working(lesson.worker.Worker(db, "ahead")):
+        upkeep_rounds(lesson, db, 3)
+        assert [row[0] for row in execute(db, "select name from workers order by id")] == [
+            "neighbour",
+            "ahead",
+        ]
+    assert (task_row(db, id).status, task_row(db, id).attempt) == ("running", 1)
+    assert status_of(db, later) == "waiting"
+
+
+def test_two_workers_may_have_one_name(lesson, db):
+    first = enqueue(lesson, db)
+    worker, other = register(lesson, db, "twin"), register(lesson, db, "twin")
+    assert claim(lesson, db, worker) == [(first, 1)]
+    execute(db, "update workers set alive_until = '-infinity' where id = %s", other)
+    assert take_back(lesson, db) == {}
+    assert task_row(db, first).worker_id == worker
+    execute(db, "update workers set alive_until = '-infinity' where id = %s", worker)
+    assert take_back(lesson, db) == {first: "queued"}

@@ -1,0 +1,362 @@
+"""Lesson 06: random programs on workers that are lost, cut off and late, and end as interpreted."""
+
+import json
+import re
+import threading
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any, ClassVar
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from shared.processes import wait_until, within
+from shared.testing import Lesson, working
+from tests.helpers import hurry
+from tests.model import TERMINAL, profile
+from tests.programs import PROGRAMS, Expected, define_program, interpret
+
+
+def as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+class Puppet:
+    """A real Worker with one slot. Its statements wait, each until the schedule lets it go.
+
+    So one thread of it waits at a time: the dispatcher that wants to claim, or the run. Heartbeats
+    come and go freely; its upkeep never comes, the schedule does that.
+    """
+
+    FREE = (
+        "register_worker",
+        "unregister_worker",
+        "heartbeat",
+        "bound_idle_time",
+        "lock_limit",
+        "count_running",
+    )
+
+    def __init__(self, lesson: Lesson, db: Any, name: str) -> None:
+        self.db = replace(db)  # engines of its own
+        self.name = name
+        self.worker = lesson.worker.Worker(
+            self.db, name, slots=1, lease=timedelta(seconds=0.08), grace=timedelta(seconds=5)
+        )
+        self.at: str | None = None  # the statement that waits
+        self.backend = 0  # and the process of the server that is to do it
+        self.rows: int | None = None  # that the last statement has written or read
+        self.run: tuple[int, int] | None = None  # the task and the attempt that it is in
+        self._go: str | None = None
+        self._fault = ""
+        self._open = False
+        self._changed = threading.Condition()
+        for engine in (self.db.engine, self.db.autocommit):
+            sa.event.listen(engine, "before_cursor_execute", self._before)
+            sa.event.listen(engine, "after_cursor_execute", self._after)
+
+    @property
+    def idle(self) -> bool:
+        return self.at == "claim_tasks"
+
+    def _before(self, _connection, cursor, statement, *_):
+        name = re.match(r"-- name: (\w+)", statement)
+        if name is None or name[1] in self.FREE:
+            return
+        with self._changed:
+            self.at, self.backend = name[1], cursor.connection.info.backend_pid
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._go or self._open)
+            self._fault, self._go = self._go or "", None
+
+    def _after(self, _connection, cursor, statement, *_):
+        name = re.match(r"-- name: (\w+)", statement)
+        if name is None or name[1] in self.FREE:
+            return
+        self.rows = cursor.rowcount
+        if self._fault == "lose the answer":
+            self._fault = ""
+            cursor.connection.close()
+            raise psycopg.OperationalError("the connection broke before the answer came")
+
+    def go(self, fault: str = "none") -> None:
+        """Let the statement go, and wait for the next one."""
+        with self._changed:
+            self.at, self.rows, self._go = None, None, fault
+            self._changed.notify_all()
+            self.wait()
+
+    def wait(self) -> None:
+        with self._changed:
+            arrived = self._changed.wait_for(lambda: self.at is not None, timeout=within(30))
+        assert arrived, f"{self.name} does nothing"
+
+    @contextmanager
+    def running(self):
+        try:
+            with working(self.worker):
+                try:
+                    self.wait()
+                    yield self
+                finally:
+                    self.worker.stop()
+                    with self._changed:
+                        self._open = True
+                        self._changed.notify_all()
+        finally:
+            self.db.engine.dispose()
+            self.db.autocommit.dispose()
+
+
+PUPPETS = st.integers(0, 2)
+MOVES = st.sampled_from(["none"] * 10 + ["lose", "lose", "cut", "lose the answer"])
+
+
+class Durable(RuleBasedStateMachine):
+    """Three workers run a program, a statement of one of them at a time, and all goes wrong."""
+
+    world: Any
+    puppets: Any
+    effects: Any
+
+    def __init__(self) -> None:
+        super().__init__()
+        for puppet in self.puppets:
+            assert puppet.idle
+        self.effects.clear()
+        self.world.look.execute("delete from tasks")
+        self.world.look.execute("delete from event_log")
+        self.seen: dict[int, tuple[str, int]] = {}
+        self.recorded: dict[Any, Any] = {}
+        self.by_hand = False
+        self.root = 0
+        self.expected = Expected()
+
+    @initialize(operations=PROGRAMS)
+    def begin(self, operations):
+        self.expected = interpret(operations)
+        self.root = self.world.lesson.tasks.enqueue(
+            self.world.connection, "program", as_json(operations), max_attempts=1_000_000
+        )
+
+    # Workers
+
+    def go(self, puppet: Puppet, fault: str = "none") -> None:
+        """One statement. A run that is not the task's any more must not write anything."""
+        statement, run = puppet.at, puppet.run
+        current = run is not None and self.world.look.execute(
+            "select 1 from tasks where id = %s and attempt = %s and status = 'running'", run
+        ).fetchone() == (1,)
+        puppet.go(fault)
+        if statement == "claim_tasks" and not puppet.idle:
+            puppet.run = self.world.look.execute(
+                "select tasks.id, attempt from tasks join workers on workers.id = worker_id"
+                " where workers.name = %s and status = 'running' order by started_at desc limit 1",
+                (puppet.name,),
+            ).fetchone()
+        if puppet.rows is not None and statement in self.WRITES:
+            allowed = self.WRITES[statement] if current else (0,)
+            assert puppet.rows in allowed, f"{statement} of {run}: {puppet.rows} rows"
+
+    # By a run that is the task's, and how many rows they may write then.
+    WRITES: ClassVar = {
+        "record_step": (1,),
+        "spawn_child": (1,),
+        "settle_errors": (1, 2, 3),
+        "suspend_task": (0, 1),
+        "succeed_task": (1,),
+        "fail_task": (1,),
+        "retry_task": (1,),
+    }
+
+    @rule(moves=st.lists(st.tuples(PUPPETS, MOVES), min_size=5, max_size=40))
+    def work(self, moves):
+        for n, move in moves:
+            queued = self.world.look.execute(
+                "select 1 from tasks where status = 'queued' limit 1"
+            ).fetchone()
+            able = [puppet for puppet in self.puppets if queued or not puppet.idle]
+            if not able:
+                self.time_passes()
+                continue
+            puppet = able[n % len(able)]
+            if move == "lose":
+                self.lose(puppet)
+            elif move == "cut":
+                pid = puppet.backend
+                self.world.look.execute("select pg_terminate_backend(%s, 5000)", (pid,))
+                self.go(puppet)
+            else:
+                self.go(puppet, move)
+
+    def lose(self, puppet: Puppet) -> None:
+        """A worker is taken for dead, but goes on: what it runs is a zombie's from here on."""
+        name = (puppet.name,)
+        self.world.look.execute("delete from workers where name = %s", name)
+        registered = "select 1 from workers where name = %s"
+        wait_until(lambda: self.world.look.execute(registered, name).fetchone(), "it registers")
+        self.upkeep()
+
+    def upkeep(self) -> None:
+        queue = self.world.queue
+        while hasattr(queue, "cancel_orphans") and queue.cancel_orphans():
+            pass
+        list(queue.take_back_tasks())
+        while list(queue.fail_lost_child()):
+            pass
+        ids = {worker.name: worker.id for worker in queue.list_workers()}
+        for puppet in self.puppets:
+            if puppet.idle:
+                queue.take_back_lost_claims(
+                    worker_id=ids[puppet.name], known_ids=[], older_than=timedelta(0)
+                )
+
+    def time_passes(self) -> None:
+        self.world.look.execute("update tasks set run_at = run_at - interval '1 day'")
+        self.world.queue.wake_tasks()
+
+    # People
+
+    def status(self) -> str:
+        return self.world.queue.get_task(id=self.root).status
+
+    @precondition(lambda self: hasattr(self.world.queue, "cancel_task"))  # from lesson 07 on
+    @rule(how=st.sampled_from(["retry", "replay", "cancel"]))
+    def person(self, how):
+        if how == "cancel":
+            changed = self.world.queue.cancel_task(id=self.root)
+            self.by_hand = changed == 1
+        else:
+            self.again(how)
+
+    def again(self, how: str) -> None:
+        again, connection = getattr(self.world.lesson.control, how), self.world.transaction
+        allowed = ("failed", "cancelled") if how == "retry" else TERMINAL
+        if self.status() in allowed:
+            with connection.begin():
+                again(connection, self.root)
+            self.by_hand = True
+        else:
+            with pytest.raises(self.world.lesson.inputs.BadInput), connection.begin():
+                again(connection, self.root)
+
+    # What holds after each rule
+
+    @invariant()
+    def nothing_is_taken_back(self):
+        """The end is the end, attempts grow, and what is recorded stays as it is."""
+        for id, status, attempt in self.world.look.execute("select id, status, attempt from tasks"):
+            was, its_attempt = self.seen.get(id, (status, attempt))
+            assert was not in TERMINAL or status == was or self.by_hand, f"task {id} left {was}"
+            assert attempt >= its_attempt
+            self.seen[id] = (status, attempt)
+        for *place, log_id, kind, name, input, output in self.world.look.execute(
+            "select task_id, position, log_id::text, kind, event_log.name, event_log.input,"
+            " event_log.output from event_log join tasks on tasks.id = task_id"
+            " where event_log.output is not null"
+        ):
+            entry = (kind, name, input, output)
+            assert self.recorded.setdefault((*place, log_id), entry) == entry
+        assert (
+            self.world.look.execute(
+                "select id from tasks"
+                " where status = 'waiting' and run_at is null and wake_after <= 0"
+            ).fetchall()
+            == []
+        ), "it waits, and what it waits for has come"
+        self.by_hand = False
+
+    # When nothing goes wrong any more
+
+    def teardown(self):
+        try:
+            if self.root:
+                self.come_to_an_end()
+                self.check(self.root, self.expected)
+                self.check_effects()
+        finally:
+            self.settle()
+
+    def settle(self):
+        """All puppets idle, whatever happened. Tasks that are gone are lost to their runs."""
+        self.world.look.execute("delete from tasks")
+        for puppet in self.puppets:
+            while not puppet.idle:
+                puppet.go()
+
+    def come_to_an_end(self):
+        if self.status() == "cancelled":
+            self.again("retry")
+        for _ in range(1000):
+            self.upkeep()
+            self.time_passes()
+            live = self.world.look.execute(
+                "select count(*) from tasks where status in ('queued', 'running', 'waiting')"
+            ).fetchone()
+            busy = [puppet for puppet in self.puppets if not puppet.idle]
+            if live == (0,) and not busy:
+                return
+            for puppet in busy or self.puppets[:1]:
+                self.go(puppet)
+            self.nothing_is_taken_back()
+        raise AssertionError(
+            self.world.look.execute("select id, status, attempt, error from tasks").fetchall()
+        )
+
+    def check(self, id: int, expected: Expected) -> None:
+        """The task has ended as interpreted; so has its log, and so have its children."""
+        task = self.world.queue.get_task(id=id)
+        if expected.failed:
+            assert (task.status, task.error.partition(":")[0]) == ("failed", expected.outcome)
+        else:
+            assert (task.status, task.output) == ("succeeded", as_json(expected.outcome))
+        rows = self.world.look.execute(
+            "select position, kind, name, child_id, completion from event_log"
+            " where task_id = %s order by position",
+            (id,),
+        ).fetchall()
+        assert [row[:3] for row in rows] == [
+            (position, *entry[:2]) for position, entry in enumerate(expected.log, 1)
+        ]
+        for (*_, child_id, completion), (kind, _, child) in zip(rows, expected.log, strict=True):
+            assert kind == "step" or completion is not None
+            if child is not None:
+                self.check(child_id, child)
+
+    def check_effects(self):
+        """Each recorded step has had its effect, and no key ever stood for two effects."""
+        names: dict[str, set[Any]] = {}
+        for key, name, number in self.effects:
+            if key:
+                names.setdefault(key, set()).add((name, number))
+        assert all(len(each) == 1 for each in names.values()), names
+        for key, name in self.world.look.execute(
+            "select log_id || '/' || position, event_log.name from event_log"
+            " join tasks on tasks.id = task_id where kind = 'step'"
+        ):
+            assert [each for each, _ in names[key]] == [name]
+
+
+def test_a_program_ends_as_interpreted_whatever_goes_wrong(world):
+    hurry(world.lesson, poll=0.001, upkeep=10_000)
+    effects: list[tuple[str, str, int]] = []
+    define_program(world.lesson, effects)
+    with ExitStack() as stack:
+        puppets = [
+            stack.enter_context(Puppet(world.lesson, world.db, name).running()) for name in "abc"
+        ]
+        machine = type(
+            "Durable", (Durable,), {"world": world, "puppets": puppets, "effects": effects}
+        )
+        run_state_machine_as_test(machine, settings=profile(examples=30, steps=12))
