@@ -9,12 +9,11 @@ import re
 import signal
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import count, groupby
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, LiteralString
 
@@ -22,24 +21,19 @@ import click
 from psycopg import sql
 from rich.text import Text
 
-from faults import history, workloads
+from faults import lesson_with_worker, witness, workloads
 from faults.nursery import Nursery
 from faults.proxy import Proxy, statement_name
 from shared.database import Database, open_database
+from shared.lessons import number
+from shared.outside import Outside
 from shared.postgres import server
 from shared.processes import wait_until
 from shared.story import console, say, scene
-from shared.testing import LESSONS, Lesson, environment
+from shared.testing import environment, load
 
 When = Literal["before", "after"]
 Fault = Literal["kill", "stop"]
-
-# They are sent again and again, whether there is anything for them to do or not.
-POLLS = {
-    "ClaimTask", "ClaimTasks", "WakeTasks", "ExpireTasks", "BuryWorkers", "TakeBackTasks",
-    "FailLostChild", "TakeBackLostClaims", "CancelOrphans", "Heartbeat",
-}  # fmt: skip
-QUICK = {"POLL_SECONDS": 0.01, "UPKEEP_SECONDS": 0.02, "FIRST_BACKOFF": 0.01}
 
 
 @dataclass(frozen=True)
@@ -47,94 +41,61 @@ class Point:
     """One crash. ran_twice: effects outside the database. stuck: tasks that nobody will end."""
 
     at: int
-    when: When
     statements: tuple[str, ...]
     ran_twice: int
     stuck: int
     violations: list[str]
 
 
-@dataclass
-class Result:
-    """What all crash points of a lesson came to."""
-
-    lesson: str
-    points: list[Point] = field(default_factory=list)
-    seconds: float = 0
-
-    @property
-    def violations(self) -> list[str]:
-        return [
-            f"{p.when} commit {p.at} {p.statements}: {v}" for p in self.points for v in p.violations
-        ]
-
-    @property
-    def ran_twice(self) -> int:
-        return sum(point.ran_twice > 0 for point in self.points)
-
-    @property
-    def stuck(self) -> int:
-        return sum(point.stuck > 0 for point in self.points)
-
-
 class CrashTest:
     """A lesson on a schema of its own, and a victim whose commits are counted."""
 
-    def __init__(self, lesson: Any, db: Database, url: str, nursery: Nursery, logs: Path) -> None:
-        self.lesson = lesson
-        self.db = db
+    def __init__(self, db: Database, url: str, nursery: Nursery, logs: Path) -> None:
+        self.db, self.number = db, number(db.lesson)
+        modules = load(db.lesson)
+        self.engine = workloads.register(modules)
+        self.outside: Outside = modules.app.outside
+        self.proxy = Proxy(url, before_commit=self._before, after_commit=self._after)
         self._nursery = nursery
         self._logs = logs
-        self._proxy = Proxy(url, before_commit=self._before, after_commit=self._after)
         self._victim = 0
         self._at: int | None = None
         self._when: When = "after"
         self._fault: Fault = "kill"
         self._claims = 0
-        self._names: list[tuple[str, ...]] = []  # of the commits of an undisturbed run
+        # The names of the statements in each commit: of an undisturbed run, and of this one.
+        self.commits: list[tuple[str, ...]] = []
         self._seen: list[tuple[str, ...]] = []
         self.struck_at: tuple[str, ...] = ()
         self.expected: dict[int, workloads.Expected] = {}
 
-    @contextmanager
-    def ready(self) -> Generator["CrashTest"]:
-        workloads.register(self.lesson)
-        history.install(self.db)
-        with self._proxy.running():
-            self.reset()
-            self.run_victim(None, "after")
-            self._names = self._seen
-            yield self
+    def prepare(self) -> None:
+        """Let a worker run the workload undisturbed, and count its commits."""
+        witness.install(self.db)
+        self.reset()
+        self.run_victim(None, "after")
+        self.commits = self._seen
 
-    @property
-    def commits(self) -> list[tuple[str, ...]]:
-        """The names of the statements in each commit of an undisturbed run."""
-        return self._names
-
-    def changes_of_commits(self) -> list[list[history.Change]]:
+    def changes_of_commits(self) -> list[list[witness.Change]]:
         """What each commit of the worker has changed since `reset`."""
-        commits = groupby(history.changes(self.db), lambda change: change.commit)
-        changes = [list(commit) for _, commit in commits]
-        return [commit for commit in changes if commit[0].statement != "enqueue_task"]
+        commits = groupby(witness.changes(self.db), lambda change: change.commit)
+        return [list(commit) for _, commit in commits]
 
     def reset(self) -> None:
         """Empty tables, and the workload enqueued."""
-        self.lesson.app.outside.forget()
-        with self.db.connect(autocommit=True) as connection:
-            tables = connection.execute(
-                "select relname from pg_class"
-                " where relnamespace = to_regnamespace(%s) and relkind = 'r'",
-                (self.db.schema,),
-            ).fetchall()
-            names = sql.SQL(", ").join(sql.Identifier(name) for (name,) in tables)
-            connection.execute(sql.SQL("truncate {} restart identity").format(names))
+        self.outside.forget()
+        tables = self.rows(
+            "select relname from pg_class"
+            " where relnamespace = to_regnamespace(%s) and relkind = 'r'",
+            self.db.schema,
+        )
+        names = sql.SQL(", ").join(sql.Identifier(name) for (name,) in tables)
+        self.rows(sql.SQL("truncate {} restart identity").format(names))
         with self.db.engine.begin() as connection:
-            self.expected = workloads.enqueue(self.lesson, connection)
+            self.expected = workloads.enqueue(self.engine, self.number, connection)
 
-    def drop(self) -> None:
-        with self.db.connect(autocommit=True) as connection:
-            schema = sql.Identifier(self.db.schema)
-            connection.execute(sql.SQL("drop schema {} cascade").format(schema))
+    def rows(self, query: LiteralString | sql.Composed, *parameters: Any) -> list[Any]:
+        return witness.rows(self.db, query, *parameters)
 
     def run_victim(self, at: int | None, when: When, fault: Fault = "kill") -> bool:
         """Let a worker run the workload, until it is struck at that commit; False: it never was.
@@ -143,7 +104,7 @@ class CrashTest:
         """
         self._at, self._when, self._fault = at, when, fault
         self._seen, self.struck_at, self._victim = [], (), 0
-        self._victim = self._worker("victim", self._proxy.url, lease="60")
+        self._victim = self._worker("victim", self.proxy.url, lease="60")
         wait_until(lambda: bool(self.struck_at) or self.is_quiet(), "the victim is struck, or done")
         self._at = None
         if fault == "kill" or not self.struck_at:
@@ -152,12 +113,14 @@ class CrashTest:
 
     def kill_victim(self) -> None:
         self._nursery.kill(self._victim)
-        wait_until(lambda: self._sessions() == 0, "the server has noticed that the victim is gone")
+        name = f"{self.db.schema} {self._victim}"
+        sessions = "select from pg_stat_activity where application_name = %s"
+        wait_until(lambda: not self.rows(sessions, name), "the victim has no session")
 
     def wake_victim(self) -> None:
         """It goes on where it was stopped, with a lease that is over, until its slot is free."""
         self._claims = 0
-        self._proxy.thaw()
+        self.proxy.thaw()
         os.kill(self._victim, signal.SIGCONT)
         try:
             wait_until(lambda: self._claims >= 2, "the worker that was stopped wants another task")
@@ -167,10 +130,10 @@ class CrashTest:
     def recover(self) -> int:
         """Let another worker do what is left. Returns how many tasks nobody will ever end."""
         stuck = 0
-        if self.lesson.number < 3:
+        if self.number < 3:
             stuck = self.statuses().get("running", 0)
         else:
-            self.execute("update workers set alive_until = clock_timestamp() - interval '1 second'")
+            self.rows("update workers set alive_until = clock_timestamp() - interval '1 second'")
         other = self._worker("other", self.db.conninfo, lease="10")
         try:
             wait_until(lambda: self.is_quiet(stuck), "another worker has done the rest")
@@ -192,20 +155,21 @@ class CrashTest:
         except TimeoutError as error:
             violations.append(f"{error}: {self.statuses()}")
         finally:
-            self._proxy.thaw()
+            self.proxy.thaw()
         violations += self.violations(stuck)
-        return Point(at, when, self.struck_at, len(self.ran_twice()), stuck, violations)
+        where = f"{when} commit {at} {self.struck_at}"
+        violations = [f"{where}: {violation}" for violation in violations]
+        return Point(at, self.struck_at, len(self.ran_twice()), stuck, violations)
 
     def _worker(self, name: str, url: str, *, lease: str) -> int:
         options: tuple[str, ...] = ()
-        if self.lesson.number >= 2:
+        if self.number >= 2:
             options += ("--slots", "1")
-        if self.lesson.number >= 3:
+        if self.number >= 3:
             options += ("--lease", lease)
-        constants = {k: v for k, v in QUICK.items() if hasattr(self.lesson.worker, k)}
         log = self._logs / f"{name}.log"
         log.unlink(missing_ok=True)
-        return self._nursery.worker(name, url, log, *options, **constants)
+        return self._nursery.worker(name, url, log, *options)
 
     def said(self, name: str) -> list[str]:
         """What a worker has printed."""
@@ -213,12 +177,11 @@ class CrashTest:
 
     def _before(self, names: tuple[str, ...]) -> bool:
         self._claims += names == ("ClaimTasks",)  # with one slot: only when that is free
-        if self._at is None or self._when != "before" or len(self._seen) != self._at - 1:
-            return self._is_dead()
-        expected = self._names[self._at - 1 : self._at]
-        if names[-1] in POLLS and [names] != expected:
-            return self._is_dead()  # it will find nothing
-        return self._strike(names)
+        at = len(self._seen) + 1
+        # Polls that will find nothing are no commits.
+        if (self._when, self._at) == ("before", at) and [names] == self.commits[at - 1 : at]:
+            return self._strike(names)
+        return self._is_dead()
 
     def _after(self, names: tuple[str, ...]) -> bool:
         if self._is_dead():
@@ -230,7 +193,7 @@ class CrashTest:
         wait_until(lambda: self._victim != 0, "the victim's process id is known")
         os.kill(self._victim, signal.SIGKILL if self._fault == "kill" else signal.SIGSTOP)
         if self._fault == "stop":
-            self._proxy.freeze()
+            self.proxy.freeze()
         self.struck_at = names
         return self._is_dead()
 
@@ -238,43 +201,30 @@ class CrashTest:
         return bool(self.struck_at) and self._fault == "kill"
 
     def is_quiet(self, stuck: int = 0) -> bool:
-        left = {k: v for k, v in self.statuses().items() if k not in history.ENDED}
+        left = {k: v for k, v in self.statuses().items() if k not in witness.ENDED}
         return left == ({"running": stuck} if stuck else {})
 
     def statuses(self) -> dict[str, int]:
-        return dict(self.execute("select status, count(*) from tasks group by status"))
-
-    def execute(self, query: LiteralString, *parameters: Any) -> list[Any]:
-        with self.db.connect(autocommit=True) as connection:
-            cursor = connection.execute(query, parameters)
-            return cursor.fetchall() if cursor.description else []
-
-    def _sessions(self) -> int:
-        name = f"{self.db.schema} {self._victim}"
-        return self.execute(
-            "select count(*) from pg_stat_activity where application_name = %s", name
-        )[0][0]
+        return dict(self.rows("select status, count(*) from tasks group by status"))
 
     def ran_twice(self) -> list[str]:
         """The effects outside the database that happened more often than the workload does them."""
-        mean_to = {"broken_once": 2, "pay": 2, "lost_for_good": 2 if self.lesson.number >= 6 else 1}
-        ran = Counter(re.split(r", key ", line)[0] for line in self.lesson.app.outside.effects())
+        mean_to = {"broken_once": 2, "pay": 2, "lost_for_good": 2 if self.number >= 6 else 1}
+        ran = Counter(re.split(r", key ", line)[0] for line in self.outside.effects())
         return sorted(what for what, times in ran.items() if times > mean_to.get(what, 1))
 
     def violations(self, stuck: int) -> list[str]:
         """What must never be, and is."""
-        found = history.violations(self.db)
-        rows = {
-            row[0]: row[1:] for row in self.execute("select id, name, status, output from tasks")
-        }
+        found = witness.violations(self.db)
+        rows = {row[0]: row[1:] for row in self.rows("select id, name, status, output from tasks")}
         lost = self.expected.keys() - rows.keys()
         found += [f"task {id} was enqueued, and is gone" for id in lost]
-        unended = [id for id, row in rows.items() if row[1] not in history.ENDED]
+        unended = [id for id, row in rows.items() if row[1] not in witness.ENDED]
         if len(unended) != stuck:
             found.append(f"tasks that have not ended: {unended}, and only {stuck} may be stuck")
         for id in self.expected.keys() - lost - set(unended):
             found += self._differences(id, self.expected[id], rows[id])
-        if self.lesson.number >= 6:
+        if self.number >= 6:
             found += self._of_children(rows)
         return found + self._outside_violations()
 
@@ -283,8 +233,8 @@ class CrashTest:
         wanted = (expected.name, expected.status, expected.output)
         if row != wanted:
             found.append(f"task {id} has come to {row}, not to {wanted}")
-        if self.lesson.number >= 4:
-            log = self.execute(
+        if self.number >= 4:
+            log = self.rows(
                 "select kind, name, output, error from event_log where task_id = %s"
                 " order by position",
                 id,
@@ -296,7 +246,7 @@ class CrashTest:
         return found
 
     def _of_children(self, rows: dict[int, Any]) -> list[str]:
-        children = self.execute(
+        children = self.rows(
             "select id from tasks where parent_id is not null order by parent_position"
         )
         wanted = workloads.children()
@@ -308,7 +258,7 @@ class CrashTest:
     def _outside_violations(self) -> list[str]:
         """Every try of a step must have the same key; with one journey, that is one key a step."""
         keys: dict[str, set[str]] = {}
-        for line in self.lesson.app.outside.effects():
+        for line in self.outside.effects():
             what, _, key = line.partition(", key ")
             keys.setdefault(what, set()).add(key)
         return [
@@ -317,53 +267,44 @@ class CrashTest:
 
 
 @contextmanager
-def crash_test(path: Path, url: str) -> Generator[CrashTest]:
-    """On the schema and the outside log that the environment names. The schema is dropped."""
-    lesson = Lesson(path)
+def crash_test(lesson: Path) -> Generator[CrashTest]:
+    """On a schema of its own, which is dropped: a story of the lesson may be running."""
+    schema = f"test_{os.getpid()}_crash_{lesson.name}"[:60]
     with (
-        tempfile.TemporaryDirectory() as logs,
-        open_database(path, reset=True) as db,
-        Nursery(path) as nursery,
-        CrashTest(lesson, db, url, nursery, Path(logs)).ready() as test,
+        server() as url,
+        tempfile.TemporaryDirectory() as home,
+        environment(LESSON_SCHEMA=schema, LESSON_OUTSIDE=f"{home}/outside.log"),
+        open_database(lesson, reset=True) as db,
+        Nursery(lesson) as nursery,
     ):
-        yield test
-        test.drop()
+        test = CrashTest(db, url, nursery, Path(home))
+        with test.proxy.running():
+            test.prepare()
+            yield test
+        test.rows(sql.SQL("drop schema {} cascade").format(sql.Identifier(schema)))
 
 
-@contextmanager
-def schema_of_its_own(path: Path) -> Generator[None]:
-    """Not the lesson's own: a story of it may be running."""
-    schema = f"test_{os.getpid()}_crash_{path.name}"[:60]
-    with (
-        tempfile.TemporaryDirectory() as directory,
-        environment(LESSON_SCHEMA=schema, LESSON_OUTSIDE=f"{directory}/outside.log"),
-    ):
-        yield
-
-
-def every_point(test: CrashTest, *whens: When, fault: Fault = "kill") -> Result:
+def every_point(test: CrashTest, when: When, fault: Fault = "kill") -> list[Point]:
     """Count up until nothing fires."""
-    started = time.monotonic()
-    result = Result(test.lesson.path.name)
-    for when in whens:
-        for at in count(1):
-            # A wake-up may slip through, while the proxy notes what it follows from: then again.
-            tries = 5 if at <= len(test.commits) else 1
-            points = (test.point(at, when, fault) for _ in range(tries))
-            point = next((point for point in points if point), None)
-            if point is None:
-                break
-            result.points.append(point)
-    result.seconds = time.monotonic() - started
-    return result
+    found: list[Point] = []
+    while True:
+        at = len(found) + 1
+        # A wake-up may slip through, while the proxy notes what it follows from: then again.
+        tries = 5 if at <= len(test.commits) else 1
+        points = (test.point(at, when, fault) for _ in range(tries))
+        point = next((point for point in points if point), None)
+        if point is None:
+            assert at > len(test.commits), f"nothing was struck {when} commit {at}"
+            return found
+        found.append(point)
 
 
 def tell_commits(test: CrashTest) -> None:
     """The commits of an undisturbed run, with what each changed."""
-    scene(f"{test.lesson.path.name}: the commits of a worker that runs the canonical workload")
-    for number, group in enumerate(test.changes_of_commits(), 1):
+    scene(f"{test.db.lesson.name}: the commits of a worker that runs the canonical workload")
+    for at, group in enumerate(test.changes_of_commits(), 1):
         name = statement_name(f"-- name: {group[-1].statement}")
-        console.print(Text(f"  {number:3}  {name:16} {'; '.join(c.change for c in group)}"))
+        console.print(Text(f"  {at:3}  {name:16} {'; '.join(c.change for c in group)}"))
 
 
 def tell_point(test: CrashTest, at: int, when: When) -> bool:
@@ -371,9 +312,9 @@ def tell_point(test: CrashTest, at: int, when: When) -> bool:
     test.reset()
     if not test.run_victim(at, when):
         raise click.UsageError(f"there are {len(test.commits)} commits; AT is one of them")
-    scene(f"{test.lesson.path.name}: the worker is killed {when} its commit number {at}")
+    scene(f"{test.db.lesson.name}: the worker is killed {when} its commit number {at}")
     name = ", ".join(test.struck_at)
-    done = [c for c in history.changes(test.db) if c.statement != "enqueue_task"]
+    done = witness.changes(test.db)
     say(f"kill -9 {when} the commit of {name}")
     if when == "after":
         say("the server has committed it; the worker never heard")
@@ -383,10 +324,10 @@ def tell_point(test: CrashTest, at: int, when: When) -> bool:
     for change in done:
         console.print(Text(f"          {change.change}"))
     say("what it had done outside the database:")
-    for effect in test.lesson.app.outside.effects() or ["nothing"]:
+    for effect in test.outside.effects() or ["nothing"]:
         console.print(Text(f"          {effect}"))
     say(f"the tasks now: {told(test.statuses())}")
-    if test.lesson.number >= 3:
+    if test.number >= 3:
         say("the lease of that worker is set to be over")
     say("another worker starts")
     stuck = test.recover()
@@ -413,25 +354,16 @@ def told(statuses: dict[str, int]) -> str:
 
 
 @click.command()
-@click.argument("lesson")
+@click.argument("lesson", callback=lesson_with_worker)
 @click.option("--at", type=click.IntRange(1), help="the number of the commit; without it, a list")
 @click.option("--when", type=click.Choice(["before", "after"]), default="after", show_default=True)
-def main(lesson: str, at: int | None, when: When) -> None:
+def main(lesson: Path, at: int | None, when: When) -> None:
     """Kill a worker of LESSON (06, or a directory such as work/06_mine) at a commit."""
-    path = find(lesson)
-    with server() as url, schema_of_its_own(path), crash_test(path, url) as test:
+    with crash_test(lesson) as test:
         if at is None:
             tell_commits(test)
         elif not tell_point(test, at, when):
             sys.exit(1)
-
-
-def find(lesson: str) -> Path:
-    paths = [Path(lesson), *sorted(LESSONS.glob(f"{lesson}*"))]
-    for path in paths:
-        if (path / "worker.py").exists():
-            return path.resolve()
-    raise click.UsageError(f"{lesson}: there is no such lesson with a worker; try 06")
 
 
 if __name__ == "__main__":

@@ -1,51 +1,55 @@
 """Mutation testing with bugs planted by hand: does a test fail for each of them?
 
-    python -m faults.mutants [NAME...] [--whole-suite]
-
-A mutant is a patch with a header: what it breaks, in which lesson, and the one test that must fail
-on a copy of that lesson with the patch. The bugs are those that systems of this kind have had: a
-write without its fence, a rescue that does not look again, a wake-up that is lost. The lessons'
-own breaks are mutants too. Exit status 1: one has survived, and the suite has a hole.
+The bugs of mutants.toml are those that systems of this kind have had: a write without its fence, a
+rescue that does not look again, a wake-up that is lost. The lessons' own breaks are mutants too.
 """
 
-import argparse
 import re
 import sys
 import time
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import click
+
+from shared.generated import record
+from shared.lessons import find, lessons
 from shared.postgres import server
-from tools.breaks import one_break
+from tools.generated import NoPlugin, differing
 from tools.patches import apply, copy_of, run_tests
 from tools.tree import Course, CourseError
 
-ROOT = Path(__file__).resolve().parents[1]
-MUTANTS = Path(__file__).with_name("mutants")
+TABLE = Path(__file__).with_name("mutants.toml")
+COURSE = Course(Path(__file__).resolve().parents[1])
 AT_ONCE = 2
-WHOLE_SUITE_SECONDS = 900
+MOST_SECONDS = 900  # for the whole suite
+PARAMETER = re.compile(r"@(\w+)")
 
-HEADER = re.compile(
-    r"What: (?P<what>\S.*)\nLesson: (?P<lesson>\d\d_\w+)\nKilled by: (?P<test>tests/\S+::\S+)\n\n"
-)
+
+@dataclass(frozen=True)
+class Edit:
+    """old, which stands there once, becomes new: in a query, in a file, or in some *.py."""
+
+    old: str
+    new: str
+    query: str = ""
+    file: str = ""
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """A planted bug. test: what must kill it, as pytest names it."""
+    """A planted bug. killed_by: the test that must fail. patch: of a break, it has no edits."""
 
-    patch: Path
+    name: str
     lesson: Path
     what: str
-    test: str
-    of_lesson: bool  # one of the lesson's breaks
-
-    @property
-    def name(self) -> str:
-        number = self.lesson.name.partition("_")[0]
-        return f"{number}/{self.patch.stem}" if self.of_lesson else self.patch.stem
+    killed_by: str
+    edits: tuple[Edit, ...] = ()
+    patch: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -59,112 +63,165 @@ class Verdict:
     seconds: float
 
 
-@dataclass(frozen=True)
-class Result:
-    verdicts: list[Verdict]
-
-    @property
-    def planted(self) -> int:
-        return len(self.verdicts)
-
-    @property
-    def killed(self) -> int:
-        return sum(verdict.killed for verdict in self.verdicts)
-
-    @property
-    def survivors(self) -> list[Mutant]:
-        return [verdict.mutant for verdict in self.verdicts if not verdict.killed]
+def planted() -> list[Mutant]:
+    """The mutants of the table."""
+    return [read(name, row) for name, row in tomllib.loads(TABLE.read_text()).items()]
 
 
-def planted(course: Course) -> list[Mutant]:
-    """The patches in mutants/. Raises CourseError for a header that is not as it must be."""
-    return [read(course, patch) for patch in sorted(MUTANTS.glob("*.patch"))]
+def read(name: str, row: dict[str, Any]) -> Mutant:
+    words = {key: row.pop(key) for key in ("what", "killed_by")}
+    lesson = find(row.pop("lesson", None))
+    edits = tuple(Edit(**edit) for edit in row.get("edits", [row]))
+    return Mutant(name, lesson, **words, edits=edits)
 
 
-def read(course: Course, patch: Path) -> Mutant:
-    found = HEADER.match(patch.read_text())
-    if not found:
-        raise CourseError(
-            f"{course.shown(patch)}: begin with `What: one sentence.`, `Lesson: 06_durable_tasks`"
-            " and `Killed by: tests/test_x.py::test_y`"
-        )
-    return Mutant(patch, course.lesson(found["lesson"]), found["what"], found["test"], False)
-
-
-def breaks(course: Course) -> list[Mutant]:
-    """The breaks of the lessons. The one test is the second line of their headers."""
+def breaks() -> list[Mutant]:
+    """The breaks of the lessons. What and which test are the first two lines of their headers."""
     found: list[Mutant] = []
-    for lesson in course.lessons:
+    for lesson in lessons():
         for patch in sorted((lesson / "breaks").glob("*.patch")):
             what, test = (line.partition(": ")[2] for line in patch.read_text().splitlines()[:2])
-            found.append(Mutant(patch, lesson, what, test, True))
+            name, killed_by = f"{lesson.name[:2]}/{patch.stem}", test.rpartition("::")[2]
+            found.append(Mutant(name, lesson, what, killed_by, patch=patch))
     return found
 
 
-def judge(course: Course, mutant: Mutant, whole_suite: bool = False) -> Verdict:
+def plant(lesson: Path, edits: tuple[Edit, ...]) -> None:
+    """Make the edits in a copy of a lesson. Raises CourseError."""
+    for edit in edits:
+        if edit.query:
+            edit_query(lesson, edit)
+            continue
+        paths = [lesson / edit.file] if edit.file else sorted(lesson.glob("*.py"))
+        texts = {path: path.read_text() for path in paths}
+        once(edit, "".join(texts.values()))
+        for path, text in texts.items():
+            path.write_text(text.replace(edit.old, edit.new))
+    record(lesson)
+
+
+def once(edit: Edit, text: str) -> str:
+    """The text with the edit."""
+    if text.count(edit.old) != 1:
+        where = edit.query or edit.file or "the lesson's *.py"
+        raise CourseError(f"in {where}, {text.count(edit.old)} times and not once: {edit.old!r}")
+    return text.replace(edit.old, edit.new)
+
+
+def edit_query(lesson: Path, edit: Edit) -> None:
+    """In queries.sql, and in what sqlc has made of it: the plugin for that is not everywhere."""
+    sql, python = lesson / "queries.sql", lesson / "db" / "queries.py"
+    name = re.sub(r"(?<!^)(?=[A-Z])", "_", edit.query).lower()
+    found = re.search(rf"-- name: {edit.query} .*\n((?s:.*?))(?=-- name: |\Z)", sql.read_text())
+    made = re.search(rf'"""-- name: {name} .*\n((?s:.*?))\n"""', python.read_text())
+    if not (found and made):
+        raise CourseError(f"there is no query {edit.query}")
+    before, after = found[1], once(edit, found[1])
+    numbers = dict(zip(parameters(before), re.findall(r":(p\d+)", made[1]), strict=True))
+    if as_generated(before, numbers) != made[1]:
+        raise CourseError(f"db/queries.py does not hold the SQL of {edit.query}")
+    if new := set(parameters(after)) - set(numbers):
+        raise CourseError(f"{edit.query} gets new parameters: {', '.join(sorted(new))}")
+    for path, old, new in ((sql, found, after), (python, made, as_generated(after, numbers))):
+        path.write_text(path.read_text().replace(old[0], old[0].replace(old[1], new)))
+
+
+def parameters(query: str) -> list[str]:
+    return PARAMETER.findall(plain(query))
+
+
+def as_generated(query: str, numbers: dict[str, str]) -> str:
+    """The SQL as sqlc's Python plugin writes it. numbers: of each parameter, such as p1."""
+    sql = plain(query).strip().removesuffix(";").strip().replace(":", r"\\:")
+    return PARAMETER.sub(lambda found: f":{numbers[found[1]]}", sql)
+
+
+def plain(query: str) -> str:
+    """Without comments, and each parameter as @name."""
+    return re.sub(r"sqlc\.n?arg\((\w+)\)", r"@\1", re.sub(r"^--.*\n", "", query, flags=re.M))
+
+
+def find_test(mutant: Mutant) -> str:
+    """The test that must kill it, with the file in which it stands. Raises CourseError."""
+    definition = re.compile(rf"^def {mutant.killed_by.partition('[')[0]}\(", re.M)
+    tests = sorted((COURSE.root / "tests").glob("test_*.py"))
+    found = [path for path in tests if definition.search(path.read_text())]
+    if len(found) != 1:
+        raise CourseError(f"{len(found)} files have a test {mutant.killed_by}")
+    return f"tests/{found[0].name}::{mutant.killed_by}"
+
+
+def all_tests() -> list[str]:
+    return sorted(map(str, (COURSE.root / "tests").glob("test_[0-9][0-9]_*.py")))
+
+
+def judge(mutant: Mutant, whole_suite: bool = False) -> Verdict:
     """Plant the bug in a copy of its lesson, and run its test, or all tests up to the first kill.
 
-    A patch that does not fit, a test that cannot be run and one that does not fail are survivors.
+    A bug that does not fit, a test that cannot be run and one that does not fail are survivors.
     """
     started = time.monotonic()
-    if mutant.of_lesson and not whole_suite:
-        by, why = mutant.test, "; ".join(one_break(course, mutant.lesson, mutant.patch))
-        killed = not why
-    else:
-        ended, why, by = hunt(course, mutant, whole_suite)
-        killed = ended == "failed"
-        why = f"{ended}: {why}"
-    return Verdict(mutant, killed, by or mutant.test, why, time.monotonic() - started)
+    try:
+        with copy_of(mutant.lesson) as copy:
+            if mutant.patch:
+                wrong = apply(COURSE, copy, mutant.patch)
+            else:
+                plant(copy, mutant.edits)
+                wrong = not_as_generated(copy)
+            if wrong:
+                raise CourseError("; ".join(wrong))
+            tests = all_tests() if whole_suite else [find_test(mutant)]
+            ended, why, by = run_tests(COURSE, copy, "-x", *tests, seconds=MOST_SECONDS)
+    except CourseError as error:
+        ended, why, by = "error", str(error), ""
+    return Verdict(
+        mutant,
+        killed=ended == "failed",
+        by=by or mutant.killed_by,
+        why=f"{ended}: {why}",
+        seconds=time.monotonic() - started,
+    )
 
 
-def hunt(course: Course, mutant: Mutant, whole_suite: bool) -> tuple[str, str, str]:
-    """How the tests end on a copy with the bug, a line about it, and the test that decided."""
-    tests = [mutant.test]
-    if whole_suite:
-        tests = sorted(str(path) for path in (course.root / "tests").glob("test_[0-9][0-9]_*.py"))
-    with copy_of(mutant.lesson) as copy:
-        if wrong := apply(course, copy, mutant.patch):
-            return "error", "; ".join(wrong), ""
-        return run_tests(course, copy, "-x", *tests, seconds=WHOLE_SUITE_SECONDS)
+def not_as_generated(copy: Path) -> list[str]:
+    """Is its db/ what sqlc makes of its SQL? Nothing, where the plugin cannot be had."""
+    try:
+        return differing(COURSE, copy)
+    except NoPlugin:
+        return []
 
 
-def run(course: Course, names: list[str] | None = None, whole_suite: bool = False) -> Result:
+def run(names: tuple[str, ...] = (), whole_suite: bool = False) -> list[Verdict]:
     """Judge the mutants whose name contains one of `names`, or all. Prints a line for each."""
     mutants = [
         mutant
-        for mutant in planted(course) + breaks(course)
+        for mutant in planted() + breaks()
         if not names or any(name in mutant.name for name in names)
     ]
     verdicts: list[Verdict] = []
     with server(), ThreadPoolExecutor(AT_ONCE) as threads:  # one server for all of them
-        for verdict in threads.map(partial(judge, course, whole_suite=whole_suite), mutants):
+        for verdict in threads.map(partial(judge, whole_suite=whole_suite), mutants):
             verdicts.append(verdict)
-            print(line(verdict), flush=True)
-    return Result(verdicts)
+            click.echo(line(verdict))
+    return verdicts
 
 
 def line(verdict: Verdict) -> str:
     state = "killed" if verdict.killed else "SURVIVED"
-    by = verdict.by.rpartition("::")[2]
-    text = f"{state:8} {verdict.seconds:5.1f} s  {verdict.mutant.name:28} {by}"
+    text = f"{state:8} {verdict.seconds:5.1f} s  {verdict.mutant.name:28} {verdict.by}"
     return text if verdict.killed else f"{text}\n         {verdict.why}"
 
 
-def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m faults.mutants")
-    parser.add_argument("names", metavar="NAME", nargs="*", help="part of a mutant's name")
-    parser.add_argument(
-        "--whole-suite", action="store_true", help="all tests of the lesson, up to the first kill"
-    )
-    given = parser.parse_args(arguments)
-    try:
-        result = run(Course(ROOT), given.names, given.whole_suite)
-    except CourseError as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(f"{result.planted} planted, {result.killed} killed, {len(result.survivors)} survived")
-    return 1 if result.survivors or not result.planted else 0
+@click.command()
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.option("--whole-suite", is_flag=True, help="All tests of the lesson, up to the first kill.")
+def main(names: tuple[str, ...], whole_suite: bool) -> None:
+    """Plant each bug whose name contains a NAME, or all; exit status 1 if one survives."""
+    verdicts = run(names, whole_suite)
+    killed = sum(verdict.killed for verdict in verdicts)
+    click.echo(f"{len(verdicts)} planted, {killed} killed, {len(verdicts) - killed} survived")
+    sys.exit(killed != len(verdicts) or not verdicts)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main()

@@ -3,7 +3,6 @@
 `python -m faults.nursery LESSON` reads a line of JSON for each worker, and prints its process id.
 """
 
-import importlib
 import json
 import os
 import signal
@@ -12,11 +11,11 @@ import sys
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from faults import workloads
 from shared.processes import wait_until
+from shared.testing import load
 
 
 class Nursery:
@@ -40,16 +39,15 @@ class Nursery:
             self.kill(pid)
         self._process.communicate(timeout=10)
 
-    def worker(self, name: str, url: str, log: Path, *options: str, **constants: float) -> int:
+    def worker(self, name: str, url: str, log: Path, *options: str) -> int:
         """Start `main.py worker --name NAME OPTIONS`, output to `log`; its process id.
 
-        url: the database. constants: seconds, for constants of the lesson's worker.py.
+        url: the database.
         """
         order = {
             "arguments": ["worker", "--name", name, *options],
             "environment": {**os.environ, "DATABASE_URL": url, "NO_COLOR": "1"},
             "log": str(log),
-            "constants": constants,
         }
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -76,10 +74,9 @@ def is_alive(pid: int) -> bool:
 
 
 def serve(lesson: Path) -> None:
-    sys.path.insert(0, str(lesson))
-    names = {file.stem for file in lesson.glob("*.py")}
-    modules = SimpleNamespace(**{name: importlib.import_module(name) for name in sorted(names)})
+    modules = load(lesson)
     workloads.register(modules)
+    hurry(modules)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how they ended
     for line in sys.stdin:
         order: dict[str, Any] = json.loads(line)
@@ -99,10 +96,6 @@ def start(modules: Any, order: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(order["environment"], LESSON_PARENT=str(os.getppid()))
     sys.stdout = os.fdopen(1, "w", buffering=1)  # what a killed process has said must be there
-    for name, value in order["constants"].items():
-        usual = getattr(modules.worker, name)
-        is_duration = isinstance(usual, timedelta)
-        setattr(modules.worker, name, timedelta(seconds=value) if is_duration else value)
     status = 1
     try:
         modules.main.main(order["arguments"], standalone_mode=False)
@@ -111,6 +104,15 @@ def start(modules: Any, order: dict[str, Any]) -> None:
         sys.excepthook(*sys.exc_info())  # pyright: ignore[reportArgumentType]
     finally:
         os._exit(status)
+
+
+def hurry(modules: Any) -> None:
+    """A Worker's pauses, made shorter: nobody wants to wait for them at each of many crashes."""
+    if not hasattr(modules, "timing"):
+        modules.worker.POLL_SECONDS = 0.01
+        return
+    pauses = {"poll": 0.01, "upkeep": 0.02, "first_backoff": timedelta(milliseconds=10)}
+    modules.worker.Worker.__init__.__kwdefaults__["timing"] = modules.timing.Timing(**pauses)
 
 
 if __name__ == "__main__":

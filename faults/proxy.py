@@ -19,6 +19,9 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 NOT_ENCRYPTED = (80877103, 80877104)  # requests for TLS and for GSSAPI, to be answered with N
 
+# Statements that change rows, and calls that do; a NOTIFY is sent when it commits.
+WRITES = re.compile(r"\b(insert|delete)\b|(?<!for )\bupdate\b|\b(complete_entry|pg_notify)\s*\(")
+
 # Told the names of the statements, in the proxy's thread. True: close the connection. It may also
 # call `freeze`: then this message is the first that is kept back.
 Hook = Callable[[tuple[str, ...]], bool]
@@ -82,28 +85,16 @@ class Proxy:
         self._writers |= writers
         line = Line()
         try:
-            await self._start(reader, writer, server[1])
-            await self._race(
-                self._requests(reader, server[1], line), self._answers(server[0], writer, line)
-            )
-        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
-            pass  # the client is gone, or the server, or the proxy ends
+            async with asyncio.TaskGroup() as pumps:
+                await self._start(reader, writer, server[1])
+                pumps.create_task(self._requests(reader, server[1], line))
+                pumps.create_task(self._answers(server[0], writer, line))
+        except* (asyncio.IncompleteReadError, ConnectionError):
+            pass  # the client is gone, or the server, or the line is cut here
         finally:
             self._writers -= writers
             for one in writers:
                 one.transport.abort()
-
-    async def _race(self, *pumps: Coroutine[Any, Any, None]) -> None:
-        """Run until one of them ends: then the line is broken, and the other can stop as well."""
-        tasks = [asyncio.ensure_future(pump) for pump in pumps]
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _start(
         self,
@@ -132,7 +123,7 @@ class Proxy:
                 if self.delay:
                     await asyncio.sleep(self.delay)
                 if line.will_commit() and self._before(line.asked):
-                    return
+                    raise ConnectionAbortedError
                 await self._open.wait()
                 server.write(request)
                 await server.drain()
@@ -144,11 +135,15 @@ class Proxy:
         answer = b""
         while True:
             kind, body, message = await read_message(server)
+            if kind == b"A":  # a notification comes at any moment, and is no part of an answer
+                await self._open.wait()
+                writer.write(message)
+                continue
             answer += message
             committed = line.note_answer(kind, body)
             if kind == b"Z" or not line.ready:
                 if committed and self._after(committed):
-                    return
+                    raise ConnectionAbortedError
                 await self._open.wait()
                 writer.write(answer)
                 await writer.drain()
@@ -238,8 +233,7 @@ async def read_message(reader: asyncio.StreamReader) -> tuple[bytes, bytes, byte
 
 
 def writes(sql: str) -> bool:
-    without_comments = re.sub(r"--.*", "", sql)
-    return bool(re.search(r"\b(insert|delete)\b|(?<!for )\bupdate\b", without_comments))
+    return bool(WRITES.search(re.sub(r"--.*", "", sql)))
 
 
 def statement_name(sql: str) -> str:

@@ -4,9 +4,12 @@ Expected is what it comes to when nothing goes wrong; it must come to the same w
 """
 
 from dataclasses import dataclass, field
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import sqlalchemy as sa
+
+from shared.outside import Outside
 
 Log = list[tuple[str, str]]  # kind and name of each entry
 
@@ -21,42 +24,53 @@ class Expected:
     log: Log = field(default_factory=Log)
 
 
-def register(lesson: Any) -> None:
-    """Register the workload's tasks in a lesson's modules."""
-    tasks, outside = lesson.tasks, lesson.app.outside
+def engine_of(modules: SimpleNamespace) -> Any:
+    """The engine's names, whichever of a lesson's modules they stand in: `engine.enqueue`."""
+    names: dict[str, Any] = {}
+    found: dict[str, ModuleType] = vars(modules)
+    for module in found.values():
+        if module.__name__ not in ("app", "main", "db", "db.queries"):
+            for name, value in vars(module).items():
+                if getattr(value, "__module__", None) == module.__name__:
+                    names[name] = value
+    return SimpleNamespace(**names)
 
-    @tasks.task
+
+def register(modules: SimpleNamespace) -> Any:
+    """Register the workload's tasks in a lesson's modules. Returns its engine."""
+    engine, outside = engine_of(modules), modules.app.outside
+
+    @engine.task
     def note(n: int) -> int:
         outside.record(f"note {n}")
         return n
 
-    @tasks.task
+    @engine.task
     def broken(_: None) -> None:
         outside.record("broken")
         raise ValueError("broken")
 
-    if not hasattr(tasks, "NonRetryableError"):
-        return
+    if not hasattr(engine, "NonRetryableError"):
+        return engine
 
-    @tasks.task
+    @engine.task
     def broken_once(_: None) -> str:
         outside.record("broken_once")
         if outside.effects().count("broken_once") == 1:
             raise ConnectionError("no answer")
         return "mended"
 
-    @tasks.task
+    @engine.task
     def lost_for_good(_: None) -> None:
         outside.record("lost_for_good")
-        raise tasks.NonRetryableError("there is no such address")
+        raise engine.NonRetryableError("there is no such address")
 
-    if hasattr(lesson, "durable"):
-        register_durable(lesson, note, lost_for_good)
+    if hasattr(engine, "durable"):
+        register_durable(engine, outside, note, lost_for_good)
+    return engine
 
 
-def register_durable(lesson: Any, note: Any, lost_for_good: Any) -> None:
-    durable, outside = lesson.durable, lesson.app.outside
-
+def register_durable(engine: Any, outside: Outside, note: Any, lost_for_good: Any) -> None:
     def effect(what: str, key: str) -> str:
         outside.record(f"{what}, key {key}")
         return what
@@ -73,23 +87,23 @@ def register_durable(lesson: Any, note: Any, lost_for_good: Any) -> None:
 
     def break_down(key: str) -> str:
         effect("break_down", key)
-        raise lesson.tasks.NonRetryableError("no petrol")
+        raise engine.NonRetryableError("no petrol")
 
     def arrive(key: str, got: list[Any]) -> list[Any]:
         effect("arrive", key)
         return got
 
-    @durable.durable
+    @engine.durable
     def journey(ctx: Any, n: int) -> list[Any]:
         """Steps in place: one that fails once, one that fails for good and is caught."""
         got: list[Any] = [n, ctx.step(pack), ctx.step(pay)]
         try:
             ctx.step(break_down)
-        except durable.StepError as error:
+        except engine.StepError as error:
             got.append(error.type)
         return ctx.step(arrive, got)
 
-    if not hasattr(durable, "ChildError"):
+    if not hasattr(engine, "ChildError"):
         return
 
     def set_out(key: str) -> str:
@@ -99,14 +113,14 @@ def register_durable(lesson: Any, note: Any, lost_for_good: Any) -> None:
         effect("come_home", key)
         return got
 
-    @durable.durable
+    @engine.durable
     def tour(ctx: Any, _: None) -> list[Any]:
         """Two children side by side, one that fails, one that is a durable task itself."""
         got: list[Any] = [ctx.step(set_out)]
         got += ctx.gather(ctx.spawn(note, 10), ctx.spawn(note, 11))
         try:
             ctx.run(lost_for_good, None)
-        except durable.ChildError as error:
+        except engine.ChildError as error:
             got.append(error.type)
         got.append(ctx.run(journey, 2))
         return ctx.step(come_home, got)
@@ -127,13 +141,13 @@ def journeyed(n: int) -> list[Any]:
     return [n, "pack", "paid", "NonRetryableError"]
 
 
-def enqueue(lesson: Any, connection: sa.Connection) -> dict[int, Expected]:
+def enqueue(engine: Any, number: int, connection: sa.Connection) -> dict[int, Expected]:
     """Enqueue the workload; the ids and what each is to come to. Children are not among them."""
-    add = lesson.tasks.enqueue
+    add = engine.enqueue
     expected = {add(connection, "note", 1): Expected("note", "succeeded", 1)}
-    if lesson.number == 2:
-        lesson.tasks.limit_queue(connection, "default", 2)
-    if lesson.number < 3:
+    if number == 2:
+        engine.limit_queue(connection, "default", 2)
+    if number < 3:
         expected[add(connection, "broken", None)] = Expected("broken", "failed")
         expected[add(connection, "note", 2)] = Expected("note", "succeeded", 2)
         return expected
@@ -142,10 +156,10 @@ def enqueue(lesson: Any, connection: sa.Connection) -> dict[int, Expected]:
         id = add(connection, "note", 2, idempotency_key="note 2")
         expected[id] = Expected("note", "succeeded", 2)
     # One task that is tried again, and it comes last: so there is one order of commits only.
-    if lesson.number == 3:
+    if number == 3:
         id = add(connection, "broken_once", None)
         expected[id] = Expected("broken_once", "succeeded", "mended")
-    elif lesson.number in (4, 5):
+    elif number in (4, 5):
         id = add(connection, "journey", 1)
         expected[id] = Expected("journey", "succeeded", journeyed(1), JOURNEY)
     else:

@@ -1,18 +1,17 @@
-"""The bugs that were planted: each patch fits its lesson, and some of them are killed here.
+"""The bugs that were planted: each fits its lesson, and some of them are killed here.
 
 All of them: python -m faults.mutants
 """
 
-import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from faults.mutants import breaks, judge, planted
-from tools.tree import Course, git
+from faults.mutants import Edit, breaks, find_test, judge, plant, planted
+from tools.patches import copy_of
+from tools.tree import CourseError
 
-COURSE = Course(Path(__file__).resolve().parents[1])
+MUTANTS = {mutant.name: mutant for mutant in planted()}
 QUICK = [
     "succeed_no_attempt",
     "record_not_running",
@@ -23,41 +22,47 @@ QUICK = [
 ]
 
 
-def test_every_patch_fits_its_lesson_and_names_a_test():
-    mutants = planted(COURSE)
-    assert len(mutants) + len(breaks(COURSE)) >= 25
-    wrong: list[str] = []
-    for number, mutant in enumerate(mutants, 1):
-        status, text = git("apply", "--check", str(mutant.patch), cwd=mutant.lesson)
-        if status:
-            wrong.append(f"{mutant.name} does not apply: {text.strip()}")
-        file, _, test = mutant.test.partition("::")
-        path = COURSE.root / file
-        if not path.exists() or not re.search(rf"^def {test}\(", path.read_text(), re.M):
-            wrong.append(f"{mutant.name}: there is no {mutant.test}")
-        if not mutant.name.startswith(f"{number:02d}_") or not mutant.what.endswith("."):
-            wrong.append(f"{mutant.name}: its number, or the full stop of its sentence")
+def test_every_bug_can_be_planted_and_names_a_test():
+    assert len(MUTANTS) + len(breaks()) >= 25
+    wrong = []
+    for mutant in MUTANTS.values():
+        try:
+            find_test(mutant)
+            with copy_of(mutant.lesson) as copy:
+                plant(copy, mutant.edits)
+        except CourseError as error:
+            wrong.append(f"{mutant.name}: {error}")
+        if not mutant.what.endswith(".") or any(edit.old == edit.new for edit in mutant.edits):
+            wrong.append(f"{mutant.name}: the full stop of its sentence, or it changes nothing")
     assert wrong == []
 
 
 @pytest.mark.parametrize("name", QUICK)
 def test_a_planted_bug_is_killed(name):
-    (mutant,) = [mutant for mutant in planted(COURSE) if mutant.name.endswith(f"_{name}")]
-    verdict = judge(COURSE, mutant)
+    verdict = judge(MUTANTS[name])
     assert verdict.killed, verdict.why
 
 
-def test_what_breaks_nothing_survives(tmp_path):
+def test_what_breaks_nothing_survives():
     """Else a runner that calls everything killed would pass as well."""
-    (mutant,) = [mutant for mutant in planted(COURSE) if mutant.name.endswith("_nan")]
-    text = mutant.patch.read_text()
-    mutant = replace(mutant, patch=tmp_path / "harmless.patch")
-    now_harmless = text.replace("(value, ensure", "(value, allow_nan=not True, ensure")
-    assert now_harmless != text
-    mutant.patch.write_text(now_harmless)
-    verdict = judge(COURSE, mutant)
+    (edit,) = MUTANTS["nan"].edits
+    harmless = replace(edit, new=edit.old.replace("False", "not True"))
+    assert harmless != edit
+    verdict = judge(replace(MUTANTS["nan"], edits=(harmless,)))
     assert (verdict.killed, verdict.why) == (False, "passed: ")
-    mutant.patch.write_text(text.replace("try:", "no such line:"))
-    verdict = judge(COURSE, mutant)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"edits": (Edit("no such line", ""),)}, "0 times and not once"),
+        ({"edits": (Edit("import", ""),)}, "and not once"),
+        ({"edits": (Edit("a", "b", query="NoSuchQuery"),)}, "no query NoSuchQuery"),
+        ({"edits": (Edit("@id and", "@other and", query="SucceedTask"),)}, "new parameters: other"),
+        ({"killed_by": "test_that_nobody_has_written"}, "0 files have a test"),
+    ],
+)
+def test_what_cannot_be_planted_or_tried_survives(change, why):
+    verdict = judge(replace(MUTANTS["nan"], **change))
     assert not verdict.killed
-    assert "does not apply" in verdict.why
+    assert why in verdict.why

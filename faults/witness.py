@@ -1,0 +1,197 @@
+"""What became of every row, and by which statement: written by triggers, in the order of the locks.
+
+A trigger writes while it holds the row's lock (that of a log's entry: while the writer holds its
+task's), so of one task the history is in the order of the commits.
+"""
+
+from dataclasses import dataclass
+from typing import Any, LiteralString
+
+from psycopg.sql import Composed
+
+from shared.database import Database
+
+ENDED = ("succeeded", "failed", "cancelled")
+
+SQL = r"""
+create table history (
+    number    bigint generated always as identity primary key,
+    commit    xid8 not null default pg_current_xact_id(),
+    statement text not null,   -- its name in queries.sql
+    change    text not null,   -- for people
+    place     text not null,   -- the table
+    before    jsonb,
+    after     jsonb,
+    task      jsonb            -- of an entry in a log: its task at that moment
+);
+
+create function note_change() returns trigger language plpgsql as $$
+declare
+    was jsonb := case when tg_op <> 'INSERT' then to_jsonb(old) end;
+    now jsonb := case when tg_op <> 'DELETE' then to_jsonb(new) end;
+    row jsonb := coalesce(now, was);
+    task jsonb;
+    change text;
+begin
+    if tg_table_name = 'tasks' then
+        if (was -> 'status', was -> 'attempt') is not distinct from
+            (now -> 'status', now -> 'attempt') then
+            return null;
+        end if;
+        change := format('task %s %s: %s%s', row ->> 'id', row ->> 'name',
+            coalesce((was ->> 'status') || ' -> ', ''), now ->> 'status');
+    elsif tg_table_name = 'event_log' then
+        -- In jsonb, an output that is null looks like none.
+        if was is not null then
+            was := was || jsonb_build_object('ended', num_nonnulls(old.output, old.error) > 0);
+        end if;
+        if now is not null then
+            now := now || jsonb_build_object('ended', num_nonnulls(new.output, new.error) > 0);
+        end if;
+        select to_jsonb(tasks) into task from tasks where id = (row ->> 'task_id')::bigint;
+        change := format('log of task %s: %s %s %s %s', row ->> 'task_id', row ->> 'position',
+            row ->> 'kind', row ->> 'name', case
+                when tg_op = 'DELETE' then 'deleted'
+                when was -> 'settled' <> now -> 'settled' then 'settled'
+                when now ->> 'error' is not null then 'failed'
+                when now ->> 'output' is not null then '-> ' || (now ->> 'output')
+                else ''
+            end);
+    else
+        change := format('worker %s: %s', row ->> 'name', lower(tg_op));
+        if tg_op = 'UPDATE' then
+            return null;  -- a heartbeat
+        end if;
+    end if;
+    insert into history (statement, change, place, before, after, task)
+    values (
+        coalesce(substring(current_query() from '-- name: (\w+)'), 'by hand'), trim(change),
+        tg_table_name, was, now, task
+    );
+    return null;
+end
+$$;
+
+do $$
+declare
+    tracked text;
+begin
+    foreach tracked in array array['tasks', 'event_log', 'workers'] loop
+        if to_regclass(tracked) is not null then
+            execute format('create trigger note_change after insert or update or delete on %I '
+                'for each row execute function note_change()', tracked);
+        end if;
+    end loop;
+end
+$$;
+"""
+
+# Sentences, and queries that must find nothing.
+LOGS: dict[str, LiteralString] = {
+    "a step was recorded by an attempt that was not the task's": (
+        "select after, task from history where place = 'event_log' and after ->> 'kind' = 'step'"
+        " and coalesce(before -> 'settled', 'false') = after -> 'settled'"
+        " and (after -> 'attempt' <> task -> 'attempt' or task ->> 'status' <> 'running')"
+    ),
+    "an error was settled by a run that was not the task's, or changed with that": (
+        "select before, after, task from history"
+        " where place = 'event_log' and before -> 'settled' <> after -> 'settled'"
+        " and (before - 'settled' <> after - 'settled' or task ->> 'status' <> 'running')"
+    ),
+    # The same attempt may send it again, if it has not heard the answer.
+    "a step was recorded twice": (
+        "select before, after from history where place = 'event_log' and after ->> 'kind' = 'step'"
+        " and before -> 'ended' = 'true' and before ->> 'error' is null"
+        " and (before -> 'attempt', before -> 'output') <> (after -> 'attempt', after -> 'output')"
+    ),
+    "the end of a child was told twice": (
+        "select after -> 'task_id', after -> 'position' from history"
+        " where place = 'event_log' and after ->> 'kind' = 'child' and after -> 'ended' = 'true'"
+        " group by 1, 2 having count(distinct after -> 'output') > 1"
+        " or count(*) filter (where before -> 'ended' is distinct from 'true') > 1"
+    ),
+    "a child was spawned by an attempt that was not the task's": (
+        "select after, task from history where place = 'event_log' and after ->> 'kind' = 'child'"
+        " and after -> 'ended' = 'false'"
+        " and (after -> 'attempt' <> task -> 'attempt' or task ->> 'status' <> 'running')"
+    ),
+    # Of a task that was never replayed.
+    "a task does not count what was completed in its log": (
+        "select id, row -> 'completions', coalesce(last, 0)"
+        " from (select id, to_jsonb(tasks) as row from tasks) as each left join ("
+        " select (after ->> 'task_id')::bigint as id, max((after ->> 'completion')::int) as last"
+        " from history where place = 'event_log' group by 1) as completed using (id)"
+        " where (row ->> 'completions')::int <> coalesce(last, 0)"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Change:
+    commit: str
+    statement: str
+    change: str
+
+
+def install(db: Database) -> None:
+    """Add the table and the triggers to a lesson's schema."""
+    rows(db, SQL)
+
+
+def rows(db: Database, query: LiteralString | Composed, *parameters: Any) -> list[Any]:
+    """What a query finds, on a connection of its own."""
+    with db.connect(autocommit=True, application_name="the witness") as connection:
+        cursor = connection.execute(query, parameters or None)
+        return cursor.fetchall() if cursor.description else []
+
+
+def found(db: Database, sentence: str, query: LiteralString) -> list[str]:
+    """A query that must find nothing: the sentence, with each of the first rows that it finds."""
+    return [f"{sentence}: {row}" for row in rows(db, query)[:5]]
+
+
+def changes(db: Database) -> list[Change]:
+    """All changes so far, the oldest first, but for what was enqueued."""
+    query = (
+        "select commit::text, statement, change from history"
+        " where statement <> 'enqueue_task' order by number"
+    )
+    return [Change(*row) for row in rows(db, query)]
+
+
+def violations(db: Database, at_most: int | None = None) -> list[str]:
+    """What the history holds that must never be. at_most: so many tasks may run at once."""
+    wrong = of_tasks(db, at_most)
+    for sentence, query in LOGS.items():
+        wrong += found(db, sentence, query)
+    return wrong
+
+
+def of_tasks(db: Database, at_most: int | None) -> list[str]:
+    """One owner at a time, attempts that grow by one, and an end that is the end."""
+    wrong: list[str] = []
+    last: dict[int, tuple[str, int | None]] = {}
+    running, most = set[int](), 0
+    for id, was, status, was_attempt, attempt in rows(
+        db,
+        "select (after ->> 'id')::bigint, before ->> 'status', after ->> 'status',"
+        " (before ->> 'attempt')::int, (after ->> 'attempt')::int from history"
+        " where place = 'tasks' and after is not null order by number",
+    ):
+        before = last.get(id)
+        if before != (None if was is None else (was, was_attempt)):
+            wrong.append(f"task {id}: {before}, then from {was}, {was_attempt}")
+        if was in ENDED:
+            wrong.append(f"task {id} has left {was}: {status}")
+        claimed = (was, status) == ("queued", "running")
+        # Lessons 01 and 02 have no attempts.
+        if attempt is not None and attempt - (was_attempt or 0) != int(claimed):
+            wrong.append(f"task {id}: {was} to {status}, {was_attempt} to {attempt}")
+        if status == "running" and not claimed:
+            wrong.append(f"task {id} runs, and was {was}")
+        last[id] = (status, attempt)
+        (running.add if status == "running" else running.discard)(id)
+        most = max(most, len(running))
+    if at_most is not None and most > at_most:
+        wrong.append(f"{most} tasks ran at once, and the limit was {at_most}")
+    return wrong
