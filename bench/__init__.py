@@ -1,7 +1,7 @@
 """`make bench`: what each lesson reaches, what it costs, and what the bare database reaches.
 
 measures    what is measured, and what becomes of the rounds: medians, spreads, ratios
-lessons     one round of one lesson, with real worker processes
+lesson      one round of one lesson, with real worker processes
 main        such a worker process; jobs: the tasks that it runs
 floor       the same work in plain psycopg with the fewest statements, and pgbench
 growth      the same drain in a table that has grown

@@ -1,45 +1,43 @@
 """python -m bench [--quick] [--tasks N] [--rounds N] [--lessons 01,03] [--json FILE] [--write-docs]
 python -m bench growth [--full]      the same drain in a table that has grown
-python -m bench docs                 docs/ again from docs/numbers.json, without measuring
 """
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import psycopg
 
-from bench import floor, lessons, picture, report
+from bench import floor, lesson, picture, report
 from bench.growth import grow
 from bench.measures import BenchError, Rounds, Sizes, settings, summary
+from shared.lessons import LESSONS, NoSuchLesson, find, lessons, number
 from shared.postgres import PostgresUnavailable, server
 from shared.story import console, say
-from shared.testing import LESSONS, drop_test_schemas
+from shared.testing import drop_test_schemas
 
 LEGEND = "Medians; below them the range over the rounds, and × the ratio to the floor in this run."
 DOCS = LESSONS.parent / "docs"
-PATHS = {path.name[:2]: path for path in sorted(LESSONS.glob("[0-9][0-9]_*"))[1:]}
 
 
-def measure(names: list[str], sizes: Sizes, count: int) -> dict[str, Any]:
+def measure(paths: dict[str, Path], sizes: Sizes, count: int) -> dict[str, Any]:
     """All rounds, interleaved: what disturbs the machine for a while disturbs all engines."""
     with server() as url:
         drop_test_schemas(url)
-        found: Rounds = {name: [] for name in ("floor", *names)}
+        engines = {name: partial(lesson.one_round, path) for name, path in paths.items()}
+        engines = {"floor": floor.one_round, **engines}
+        found: Rounds = {name: [] for name in engines}
         result: dict[str, Any] = {"settings": settings(url), "count": count}
         if floor.pgbench() is None:
             say("there is no pgbench on PATH: its lines will be missing", style="yellow")
-        for number in range(1, count + 1):
-            for name in found:
-                start, title = time.monotonic(), f"round {number}, {name}"
+        for turn in range(1, count + 1):
+            for name, one_round in engines.items():
+                start, title = time.monotonic(), f"round {turn}, {name}"
                 try:
-                    found[name].append(
-                        floor.one_round(url, sizes)
-                        if name == "floor"
-                        else lessons.one_round(PATHS[name], sizes)
-                    )
+                    found[name].append(one_round(sizes))
                 except (BenchError, TimeoutError) as error:
                     raise BenchError(f"{title}: {error}") from error
                 say(f"{title}: {time.monotonic() - start:.1f} s", style="dim")
@@ -48,23 +46,25 @@ def measure(names: list[str], sizes: Sizes, count: int) -> dict[str, Any]:
     return {**result, "sizes": used, "rounds": found, "summary": summary(found)}
 
 
-def measure_growth(lesson: Path, tasks: int, full: bool) -> dict[str, Any]:
+def measure_growth(path: Path, tasks: int, full: bool) -> dict[str, Any]:
     with server() as url:
         drop_test_schemas(url)
-        found = grow(lesson, tasks, full)
+        found = grow(path, tasks, full)
         drop_test_schemas(url)
+    for table in report.growth_tables(found):
+        report.show(table)
     return found
 
 
-def show_growth(growth: dict[str, Any]) -> None:
-    report.show(report.grown(growth))
-    report.show(report.long_drains(growth))
-
-
-def write_docs(result: dict[str, Any]) -> None:
-    (DOCS / "numbers.svg").write_text(picture.draw(result))
-    page = DOCS / "numbers.md"
-    page.write_text(report.page(page.read_text(), result))
+def chosen(name: str | None, first: int, why: str) -> Path:
+    """The lesson of that name, the last one for None; it must be one of those from `first` on."""
+    try:
+        path = find(name)
+    except NoSuchLesson as error:
+        raise click.BadParameter(str(error)) from None
+    if number(path) < first:
+        raise click.BadParameter(f"{name}: only from lesson {first:02} on, {why}")
+    return path
 
 
 @click.group(invoke_without_command=True)
@@ -72,7 +72,7 @@ def write_docs(result: dict[str, Any]) -> None:
 @click.option("--quick", is_flag=True, help="one round with few tasks: does it work at all?")
 @click.option("--tasks", type=click.IntRange(20), help="how many a round drains; default 1500")
 @click.option("--rounds", type=click.IntRange(1), help="default 3")
-@click.option("--lessons", "names", default=",".join(PATHS), show_default=True)
+@click.option("--lessons", "names", help="such as 01,06; default: all")
 @click.option("--json", "file", type=click.Path(path_type=Path), help="write all figures there too")
 @click.option("--write-docs", "docs", is_flag=True, help="measure growth too, and rewrite docs/")
 def main(
@@ -80,45 +80,36 @@ def main(
     quick: bool,
     tasks: int | None,
     rounds: int | None,
-    names: str,
+    names: str | None,
     file: Path | None,
     docs: bool,
 ) -> None:
     """Without a verb: what each lesson reaches, and what the bare database reaches."""
     if context.invoked_subcommand:
         return
-    chosen = names.split(",")
-    if unknown := [name for name in chosen if name not in PATHS]:
-        raise click.BadParameter(f"{', '.join(unknown)}; there are {', '.join(PATHS)}")
+    every = [path.name[:2] for path in lessons() if number(path)]
+    wanted = names.split(",") if names else every
+    paths = {name: chosen(name, 1, "there is a queue") for name in wanted}
     sizes = Sizes(tasks or (200 if quick else 1500))
-    result = measure(chosen, sizes, rounds or (1 if quick else 3))
+    result = measure(paths, sizes, rounds or (1 if quick else 3))
     report.show(report.numbers(result))
     console.print(f"{report.about(result)}\n{LEGEND}")
     if docs:
-        result["growth"] = measure_growth(PATHS[max(PATHS)], 2 * sizes.tasks, full=True)
-        show_growth(result["growth"])
-        file = file or DOCS / "numbers.json"
+        result["growth"] = measure_growth(find(None), 2 * sizes.tasks, full=True)
+        (DOCS / "numbers.svg").write_text(picture.draw(result))
+        page = DOCS / "numbers.md"
+        page.write_text(report.page(page.read_text(), result))
     if file:
         file.write_text(json.dumps(result, indent=1) + "\n")
-    if docs:
-        write_docs(result)
 
 
 @main.command("growth")
 @click.option("--full", is_flag=True, help="also with a million finished tasks")
-@click.option("--lesson", "name", default=max(PATHS), show_default=True)
+@click.option("--lesson", "name", help="such as 03; default: the last one")
 @click.option("--tasks", default=1500, show_default=True, help="how many each drain drains")
-def growth_verb(full: bool, name: str, tasks: int) -> None:
+def growth_verb(full: bool, name: str | None, tasks: int) -> None:
     """The same drain in a table that has grown, and what the claim reads there."""
-    if not "03" <= name <= max(PATHS):
-        raise click.BadParameter(f"{name}: from lesson 03 on, a task says when it was started")
-    show_growth(measure_growth(PATHS[name], tasks, full))
-
-
-@main.command("docs")
-def docs_verb() -> None:
-    """Rewrite the picture and the tables from docs/numbers.json, without measuring."""
-    write_docs(json.loads((DOCS / "numbers.json").read_text()))
+    measure_growth(chosen(name, 3, "a task says when it was started"), tasks, full)
 
 
 if __name__ == "__main__":

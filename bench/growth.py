@@ -1,6 +1,5 @@
 """The same drain in a table that has grown, and what the claim reads there."""
 
-import inspect
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, LiteralString
@@ -8,7 +7,8 @@ from typing import Any, LiteralString
 import psycopg
 from psycopg.sql import SQL, Literal
 
-from bench.lessons import Bench, opened, placeholders
+from bench import jobs
+from bench.lesson import Bench, opened, plain
 from bench.measures import PAYLOAD, check
 
 LONG = 5  # times as many tasks, in the drains that leave dead rows behind
@@ -32,7 +32,7 @@ def grow(lesson: Path, tasks: int, full: bool) -> dict[str, Any]:
     ]
     if full:
         cases.append(("1,000,000 finished", FINISHED, 1_000_000))
-    with opened(lesson) as bench:
+    with opened(jobs.load(lesson)) as bench:
         with bench.workers("a"):
             bench.drain("nothing", PAYLOAD, tasks)  # a warm-up
             found = [one_case(bench, title, query, rows, tasks) for title, query, rows in cases]
@@ -71,7 +71,7 @@ def explain(bench: Bench) -> dict[str, Any]:
     read = [scan for scan in scans(plan) if scan["Relation Name"] == "tasks"]
     return {
         "buffers": buffers(plan),
-        "rows": sum(rows_read(scan) for scan in read),
+        "rows": round(sum(rows_read(scan) for scan in read)),
         "plan": ", ".join(f"{scan['Node Type']} {scan.get('Index Name', '')}" for scan in read),
     }
 
@@ -92,9 +92,8 @@ def explain_claim(
         "insert into workers (name, alive_until) values ('explains', 'infinity') returning id"
     ).fetchall()[0][0]
     known = {"worker_id": worker, "queue": "default", "at_most": at_most, "limited": False}
-    names = list(inspect.signature(queries.Querier.claim_tasks).parameters)[1:]
+    text, names = plain(queries, "claim_tasks", r"$\1")
     values = SQL(", ").join(Literal(known[name]) for name in names)
-    text = placeholders(queries.CLAIM_TASKS, r"$\1")
     connection.execute(SQL("set local plan_cache_mode = {}").format(SQL(mode)))
     connection.execute(f"prepare claim as {text}")
     explained = connection.execute(
@@ -140,8 +139,7 @@ def long_drain(bench: Bench, tasks: int, *, held: bool) -> dict[str, Any]:
         "rate": tasks / seconds,
         "first_fifth": fifth / (starts[fifth] - starts[0]).total_seconds(),
         "last_fifth": fifth / (starts[-1] - starts[-1 - fifth]).total_seconds(),
-        "dead_before": before,
-        "dead_after": dead_rows(bench),
+        "dead": dead_rows(bench) - before,
     }
 
 

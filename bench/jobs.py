@@ -3,7 +3,10 @@
 import os
 import threading
 import time
+from pathlib import Path
 from typing import Any
+
+from shared.testing import Lesson
 
 Json = Any
 
@@ -21,6 +24,7 @@ class Tally:
 
 
 runs = Tally()  # of `nothing` and of `step`, in this process
+statements = Tally()  # that this process has sent
 
 
 def nothing(_: Json) -> None:
@@ -55,11 +59,13 @@ def fan_out(ctx: Any, children: int) -> None:
     ctx.gather(*(ctx.spawn(nothing, None) for _ in range(children)))
 
 
-def register(tasks: Any, durable: Any | None) -> None:
-    """Let a lesson's modules know these tasks, and none of the story's."""
-    tasks.registry.clear()
+def load(path: Path) -> Lesson:
+    """A lesson that knows these tasks and none of the story's, registered as its app.py does it."""
+    lesson = Lesson(path)
+    lesson.tasks.registry.clear()
     for function in (nothing, now, hang_in):
-        tasks.task(function)
-    if durable:
+        lesson.app.task(function)
+    if lesson.number >= 4:
         for function in (steps, fan_out):
-            durable.durable(function)
+            lesson.app.durable(function)
+    return lesson

@@ -59,7 +59,6 @@ class Measure:
 MEASURES = [
     Measure("enqueue_one", "enqueue, one by one", "tasks/s"),
     Measure("enqueue_transaction", "enqueue, all in one transaction", "tasks/s"),
-    Measure("enqueue_bulk", "enqueue, all in one statement", "tasks/s"),
     Measure("drain_1", "drain, 1 worker process", "tasks/s"),
     Measure("drain_2", "drain, 2 worker processes", "tasks/s"),
     Measure("drain_wide", f"drain, 1 worker process, {WIDE} slots", "tasks/s"),
@@ -77,13 +76,13 @@ MEASURES = [
     Measure("idle", "idle worker: enqueue to start, median", "ms"),
     Measure("idle_p95", "idle worker: enqueue to start, 95 %", "ms"),
     Measure("recovery", f"kill -9 to the next attempt, lease {LEASE:g} s", "s"),
-    Measure("task_statements", "statements per task", ""),
-    Measure("wide_statements", f"statements per task, {WIDE} slots", ""),
-    Measure("task_wal", "WAL per task", "bytes"),
-    Measure("task_cpu", "worker CPU per task", "ms"),
-    Measure("workflow_statements", f"statements per workflow of {STEPS} steps", ""),
-    Measure("workflow_wal", f"WAL per workflow of {STEPS} steps", "bytes"),
-    Measure("workflow_cpu", f"worker CPU per workflow of {STEPS} steps", "ms"),
+    Measure("drain_1_statements", "statements per task", ""),
+    Measure("drain_wide_statements", f"statements per task, {WIDE} slots", ""),
+    Measure("drain_1_wal", "WAL per task", "bytes"),
+    Measure("drain_1_cpu", "worker CPU per task", "ms"),
+    Measure("workflows_10_statements", f"statements per workflow of {STEPS} steps", ""),
+    Measure("workflows_10_wal", f"WAL per workflow of {STEPS} steps", "bytes"),
+    Measure("workflows_10_cpu", f"worker CPU per workflow of {STEPS} steps", "ms"),
 ]
 
 Values = dict[str, float]  # by a measure's key; of one engine, in one round
@@ -111,11 +110,12 @@ def summary(rounds: Rounds) -> dict[str, dict[str, dict[str, float | None]]]:
 
 def settings(url: str) -> dict[str, Any]:
     """Of the server and of the machine: without them the figures say nothing."""
-    names = ("server_version", "fsync", "synchronous_commit", "shared_buffers", "max_wal_size")
+    names = ["server_version", "fsync", "synchronous_commit", "shared_buffers", "max_wal_size"]
+    query = "select name, current_setting(name) from pg_settings where name = any (%s)"
     with psycopg.connect(url, autocommit=True) as connection:
-        server = {name: show(connection, name) for name in names}
+        server = connection.execute(query, (names,)).fetchall()
     return {
-        **server,
+        **dict(server),
         "server": "DATABASE_URL" if os.environ.get("DATABASE_URL") else "embedded",
         "cores": os.cpu_count(),
         "load_before": round(os.getloadavg()[0], 2),
@@ -124,11 +124,6 @@ def settings(url: str) -> dict[str, Any]:
         "machine": f"{sys.platform} {platform.machine()}",
         "date": datetime.now(UTC).date().isoformat(),
     }
-
-
-def show(connection: psycopg.Connection[Any], name: str) -> str:
-    row = connection.execute("select current_setting(%s)", (name,)).fetchone()
-    return str(row[0]) if row else ""
 
 
 def wal(connection: psycopg.Connection[Any]) -> int:

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.measures import MEASURES
+from tools.blocks import put
 
 Rows = list[list[str]]  # the first one is the header
 
@@ -49,42 +50,32 @@ def about(result: dict[str, Any]) -> str:
     )
 
 
-def grown(growth: dict[str, Any]) -> Rows:
-    header = [
-        "in the table besides",
-        f"drain of {growth['tasks']:,}, tasks/s",
-        "rows read by a claim of 10",
-        "pages touched",
-        "plan",
-    ]
-    return [
-        header,
-        *(
-            [
-                case["title"],
-                number(case["rate"]),
-                f"{case['rows']:,.0f}",
-                f"{case['buffers']:,}",
-                case["plan"],
-            ]
-            for case in growth["cases"]
-        ),
-    ]
+def growth_tables(growth: dict[str, Any]) -> tuple[Rows, Rows]:
+    """Beside other rows, and the long drains."""
+    beside = {
+        "title": "in the table besides",
+        "rate": f"drain of {growth['tasks']:,}, tasks/s",
+        "rows": "rows read by a claim of 10",
+        "buffers": "pages touched",
+        "plan": "plan",
+    }
+    long = {
+        "title": f"drain of {growth['long_tasks']:,}, tasks/s",
+        "rate": "all",
+        "first_fifth": "first fifth",
+        "last_fifth": "last fifth",
+        "dead": "dead rows it left",
+    }
+    return columns(beside, growth["cases"]), columns(long, growth["long"])
 
 
-def long_drains(growth: dict[str, Any]) -> Rows:
-    header = [f"drain of {growth['long_tasks']:,}, tasks/s", "all", "first fifth", "last fifth"]
-    return [
-        [*header, "dead rows it left"],
-        *(
-            [
-                case["title"],
-                *(number(case[key]) for key in ("rate", "first_fifth", "last_fifth")),
-                f"{case['dead_after'] - case['dead_before']:,}",
-            ]
-            for case in growth["long"]
-        ),
-    ]
+def columns(titles: dict[str, str], cases: list[dict[str, Any]]) -> Rows:
+    def text(value: str | float) -> str:
+        if isinstance(value, float):
+            return number(value)
+        return value if isinstance(value, str) else f"{value:,}"
+
+    return [[*titles.values()], *([text(case[key]) for key in titles] for case in cases)]
 
 
 def show(rows: Rows) -> None:
@@ -95,7 +86,7 @@ def show(rows: Rows) -> None:
         column.justify, column.no_wrap = "right", True
     for row in rows[1:]:
         table.add_row(*map(Text, row))
-    Console(width=150).print(table)
+    Console(width=200).print(table)
 
 
 def markdown(rows: Rows) -> str:
@@ -104,17 +95,6 @@ def markdown(rows: Rows) -> str:
 
 
 def page(text: str, result: dict[str, Any]) -> str:
-    """docs/numbers.md with the tables between its markers, `<!-- x -->` and `<!-- /x -->`."""
-    growth = result["growth"]
-    sections = {
-        "numbers": f"{markdown(numbers(result))}\n\n{about(result)}",
-        "growth": f"{markdown(grown(growth))}\n\n{markdown(long_drains(growth))}",
-    }
-    for name, section in sections.items():
-        start, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
-        before, _, rest = text.partition(start)
-        _, found, after = rest.partition(end)
-        if not found:
-            raise ValueError(f"docs/numbers.md has lost its markers of {name!r}")
-        text = f"{before}{start}\n{section}\n{end}{after}"
-    return text
+    """docs/numbers.md with the tables of this run."""
+    text = put(text, "numbers", f"{markdown(numbers(result))}\n\n{about(result)}")
+    return put(text, "growth", "\n\n".join(map(markdown, growth_tables(result["growth"]))))

@@ -1,6 +1,7 @@
 """One round of one lesson: its own tables, its own modules, real worker processes."""
 
 import inspect
+import itertools
 import json
 import os
 import random
@@ -9,19 +10,29 @@ import signal
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, LiteralString, cast
 
 import psycopg
-import sqlalchemy as sa
 
 from bench import jobs
-from bench.measures import CHILDREN, LEASE, PAYLOAD, STEPS, WIDE, Sizes, Values, check, wal
+from bench.measures import (
+    CHILDREN,
+    LEASE,
+    PAYLOAD,
+    STEPS,
+    WIDE,
+    BenchError,
+    Sizes,
+    Values,
+    check,
+    wal,
+)
 from shared.database import Database, open_database, schema_name
 from shared.processes import WorkerProcess, wait_until, worker_processes
-from shared.testing import Lesson, environment
+from shared.testing import environment
 
 HERE = Path(__file__).resolve().parent
 WARM_UP = 50  # tasks
@@ -29,9 +40,12 @@ SECONDS = 300  # until something counts as lost
 
 
 class Bench:
-    """What is done with one lesson's tables. `watcher` is a connection that only looks."""
+    """What is done with one engine's tables. `watcher` is a connection that only looks.
 
-    def __init__(self, lesson: Lesson, db: Database, watcher: psycopg.Connection[Any]) -> None:
+    lesson: its number, and its modules; the floor has number 0.
+    """
+
+    def __init__(self, lesson: Any, db: Database, watcher: psycopg.Connection[Any]) -> None:
         self.lesson = lesson
         self.db = db
         self.watcher = watcher
@@ -39,41 +53,44 @@ class Bench:
     def workers(
         self, *names: str, slots: int = 10, lease: float = 10
     ) -> AbstractContextManager[list[WorkerProcess]]:
-        path, options = str(self.lesson.path), ("--slots", str(slots), "--lease", str(lease))
-        return worker_processes(HERE, *names, options=("--lesson", path, *options))
-
-    def enqueue(self, connection: sa.Connection, name: str, input: Any) -> int:
-        return self.lesson.tasks.enqueue(connection, name, input)
+        options: tuple[str, ...] = ()
+        if self.lesson.number != 1:
+            options += ("--slots", str(slots))
+        if self.lesson.number >= 3:
+            options += ("--lease", str(lease))
+        return worker_processes(HERE, *names, options=(*options, str(self.lesson.path)))
 
     def ask(self, query: LiteralString, *values: Any) -> Any:
         return self.watcher.execute(query, values).fetchall()[0][0]
 
     def empty(self) -> None:
-        self.watcher.execute("truncate tasks")
-        if self.lesson.number >= 4:
-            self.watcher.execute("truncate event_log")
+        has_log = self.ask("select to_regclass('event_log') is not null")
+        self.watcher.execute("truncate tasks, event_log" if has_log else "truncate tasks")
+
+    def fill(self, name: str, input: str, count: int) -> list[int]:
+        """Add so many queued tasks; their ids."""
+        added = self.watcher.execute(
+            "insert into tasks (name, input) select %s, %s from generate_series(1, %s)"
+            " returning id",
+            (name, input, count),
+        ).fetchall()
+        self.watcher.execute("analyze tasks")
+        return [id for (id,) in added]
 
     def drain(self, name: str, input: str, count: int) -> tuple[float, int]:
         """Seconds from the first claim until all have succeeded, and bytes of WAL meanwhile."""
         with self.watcher.transaction():  # the workers see all tasks at once, when it commits
-            added = self.watcher.execute(
-                "insert into tasks (name, input) select %s, %s from generate_series(1, %s)"
-                " returning id",
-                (name, input, count),
-            ).fetchall()
-            self.watcher.execute("analyze tasks")
+            added = self.fill(name, input, count)
             wal_before = wal(self.watcher)
         claimed = "select status <> 'queued' from tasks where id = %s"
-        wait_until(lambda: self.ask(claimed, *added[0]), "the first task is claimed", SECONDS)
+        self.until(lambda: self.ask(claimed, added[0]), "the first task is claimed")
         start = time.perf_counter()
         left = (
             "select exists (select from tasks where status = 'queued')"
             " or exists (select from tasks where status = 'running')"
         )
-        wait_until(  # the cheaper question first
-            lambda: self.ask(claimed, *added[-1]) and not self.ask(left),
-            f"{count} are drained",
-            SECONDS,
+        self.until(  # the cheaper question first
+            lambda: self.ask(claimed, added[-1]) and not self.ask(left), f"{count} are drained"
         )
         seconds, wal_bytes = time.perf_counter() - start, wal(self.watcher) - wal_before
         self.check_drained(name, count)
@@ -90,35 +107,45 @@ class Bench:
             check(again == 0, f"{again} tasks needed a second attempt")
 
     def cost(
-        self, workers: list[WorkerProcess], name: str, input: str, count: int, runs: int
-    ) -> tuple[float, Values]:
-        """Drain; the seconds, and what one task costs. `runs`: how often functions must run."""
+        self, workers: list[WorkerProcess], key: str, name: str, input: str, count: int, runs: int
+    ) -> Values:
+        """Drain: the rate, and what one task costs. `runs`: how often functions must run."""
         before = counts(workers)
         seconds, wal_bytes = self.drain(name, input, count)
         used = counts(workers)
         used.subtract(before)
         check(used["runs"] == runs, f"{runs} runs were due, and there were {used['runs']}")
-        return seconds, {
-            "statements": used["statements"] / count,
-            "wal": wal_bytes / count,
-            "cpu": used["cpu"] * 1000 / count,
+        return {
+            key: count / seconds,
+            f"{key}_statements": used["statements"] / count,
+            f"{key}_wal": wal_bytes / count,
+            f"{key}_cpu": used["cpu"] * 1000 / count,
         }
 
-    def wait_for(self, id: int, every: float = 0.002) -> Any:
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        """Look often at first, and then every 10 ms: looking takes time from the engine."""
+        start = time.monotonic()
+        while not condition():
+            waited = time.monotonic() - start
+            check(waited < SECONDS, f"after {SECONDS} s still not true: {what}")
+            time.sleep(min(0.001 + waited / 50, 0.01))
+
+    def wait_for(self, id: int) -> Any:
         """Wait for the task's success; its output."""
-        deadline = time.monotonic() + SECONDS
-        while True:
-            query = "select status, output, error from tasks where id = %s"
-            status, output, error = self.watcher.execute(query, (id,)).fetchall()[0]
-            if status == "succeeded":
-                return output
-            check(status != "failed", f"task {id} failed: {error}")
-            check(time.monotonic() < deadline, f"task {id} is still {status}")
-            time.sleep(every)
+
+        def succeeded() -> bool:
+            status = self.ask("select status from tasks where id = %s", id)
+            if status == "failed":
+                error = self.ask("select error from tasks where id = %s", id)
+                raise BenchError(f"task {id} failed: {error}")
+            return status == "succeeded"
+
+        self.until(succeeded, f"task {id} has succeeded")
+        return self.ask("select output from tasks where id = %s", id)
 
     def run_one(self, name: str, input: Any) -> Any:
         with self.db.autocommit.connect() as connection:
-            id = self.enqueue(connection, name, input)
+            id = self.lesson.tasks.enqueue(connection, name, input)
         return self.wait_for(id)
 
 
@@ -139,10 +166,9 @@ def said(worker: WorkerProcess) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Bench]:
+def opened(lesson: Any) -> Iterator[Bench]:
     """Fresh tables, in a schema of this run's own: the reader's are left alone."""
-    lesson = Lesson(path)
-    jobs.register(lesson.tasks, lesson.durable if lesson.number >= 4 else None)
+    path = lesson.path
     with (
         environment(LESSON_SCHEMA=f"test_bench_{os.getpid()}_{schema_name(path)}"[:60]),
         open_database(path, reset=True) as db,
@@ -153,18 +179,20 @@ def opened(path: Path) -> Iterator[Bench]:
 
 def one_round(path: Path, sizes: Sizes) -> Values:
     """Everything that this lesson can do, once."""
-    with opened(path) as bench:
+    with opened(jobs.load(path)) as bench:
         found = enqueueing(bench, sizes)
         with bench.workers("a") as workers:
-            found |= draining(bench, workers, sizes) | idling(bench, sizes)
+            found |= draining(bench, workers, "drain_1", sizes.tasks) | idling(bench, sizes)
             if bench.lesson.number >= 4:
-                found |= workflows(bench, workers, sizes)
+                found |= workflows(bench, workers, "workflows_10", sizes.workflows)
             if bench.lesson.number >= 6:
                 found |= fanning_out(bench, sizes)
         with bench.workers("a", "b") as workers:
-            found |= draining_by_two(bench, workers, sizes)
+            found |= draining(bench, workers, "drain_2", sizes.tasks)
         if bench.lesson.number >= 2:
-            found |= draining_in_many_slots(bench, sizes) | telling(bench, sizes)
+            with bench.workers("a", slots=WIDE) as workers:
+                found |= draining(bench, workers, "drain_wide", sizes.tasks)
+            found |= telling(bench, sizes)
         if bench.lesson.number >= 4:
             found |= stepping(bench, sizes) | recording(bench, sizes)
         if bench.lesson.number >= 3:
@@ -174,51 +202,26 @@ def one_round(path: Path, sizes: Sizes) -> Values:
 
 def enqueueing(bench: Bench, sizes: Sizes) -> Values:
     payload = json.loads(PAYLOAD)
-
-    def each(connection: sa.Connection, count: int) -> None:
-        for _ in range(count):
-            bench.enqueue(connection, "nothing", payload)
-
-    def at_once(connection: sa.Connection, count: int) -> None:
-        bench.lesson.tasks.enqueue_many(connection, "nothing", [payload] * count)
-
-    ways = [
-        ("enqueue_one", bench.db.autocommit.connect, each, sizes.tasks),
-        ("enqueue_transaction", bench.db.engine.begin, each, sizes.tasks),
-    ]
-    if bench.lesson.number >= 3:
-        ways.append(("enqueue_bulk", bench.db.autocommit.connect, at_once, 10 * sizes.tasks))
     found: Values = {}
-    for key, connect, enqueue, most in ways:
-        for count in (WARM_UP, most):
+    for key, connect in (
+        ("enqueue_one", bench.db.autocommit.connect),
+        ("enqueue_transaction", bench.db.engine.begin),
+    ):
+        for count in (WARM_UP, sizes.tasks):
             bench.empty()
             start = time.perf_counter()
             with connect() as connection:
-                enqueue(connection, count)
+                for _ in range(count):
+                    bench.lesson.tasks.enqueue(connection, "nothing", payload)
             found[key] = count / (time.perf_counter() - start)
         queued = bench.ask("select count(*) from tasks where status = 'queued'")
-        check(queued == most, f"{most} were enqueued, and {queued} are there")
+        check(queued == sizes.tasks, f"{sizes.tasks} were enqueued, and {queued} are there")
     return found
 
 
-def draining(bench: Bench, workers: list[WorkerProcess], sizes: Sizes) -> Values:
+def draining(bench: Bench, workers: list[WorkerProcess], key: str, tasks: int) -> Values:
     warm_up(bench)
-    seconds, each = bench.cost(workers, "nothing", PAYLOAD, sizes.tasks, runs=sizes.tasks)
-    costs = {f"task_{key}": value for key, value in each.items()}
-    return {"drain_1": sizes.tasks / seconds, **costs}
-
-
-def draining_by_two(bench: Bench, workers: list[WorkerProcess], sizes: Sizes) -> Values:
-    warm_up(bench)
-    seconds, _ = bench.cost(workers, "nothing", PAYLOAD, sizes.tasks, runs=sizes.tasks)
-    return {"drain_2": sizes.tasks / seconds}
-
-
-def draining_in_many_slots(bench: Bench, sizes: Sizes) -> Values:
-    with bench.workers("a", slots=WIDE) as workers:
-        warm_up(bench)
-        seconds, each = bench.cost(workers, "nothing", PAYLOAD, sizes.tasks, runs=sizes.tasks)
-    return {"drain_wide": sizes.tasks / seconds, "wide_statements": each["statements"]}
+    return bench.cost(workers, key, "nothing", PAYLOAD, tasks, runs=tasks)
 
 
 def telling(bench: Bench, sizes: Sizes) -> Values:
@@ -251,31 +254,24 @@ def idling(bench: Bench, sizes: Sizes) -> Values:
     }
 
 
-def workflows(bench: Bench, workers: list[WorkerProcess], sizes: Sizes) -> Values:
-    """Durable tasks of 10 steps, side by side in 10 slots, and what one of them costs."""
+def workflows(bench: Bench, workers: list[WorkerProcess], key: str, count: int) -> Values:
+    """Durable tasks of 10 steps, side by side in all slots, and what one of them costs."""
     bench.empty()
     bench.run_one("steps", STEPS)
     bench.empty()
-    count = sizes.workflows
-    seconds, each = bench.cost(workers, "steps", str(STEPS), count, runs=count * STEPS)
+    found = bench.cost(workers, key, "steps", str(STEPS), count, runs=count * STEPS)
     check_log(bench, count * STEPS)
-    costs = {f"workflow_{key}": value for key, value in each.items()}
-    return {"workflows_10": count / seconds, **costs}
+    return found
 
 
 def stepping(bench: Bench, sizes: Sizes) -> Values:
     """The same with one slot, and one long workflow that times its own steps."""
-    count = max(1, sizes.workflows // 4)
     with bench.workers("a", slots=1) as workers:
-        bench.empty()
-        bench.run_one("steps", STEPS)
-        bench.empty()
-        seconds, _ = bench.cost(workers, "steps", str(STEPS), count, runs=count * STEPS)
-        check_log(bench, count * STEPS)
+        found = workflows(bench, workers, "workflows_1", max(1, sizes.workflows // 4))
         bench.empty()
         in_steps = bench.run_one("steps", sizes.steps)
         check_log(bench, sizes.steps)
-    return {"workflows_1": count / seconds, "step": in_steps * 1000 / sizes.steps}
+    return {**found, "step": in_steps * 1000 / sizes.steps}
 
 
 def recording(bench: Bench, sizes: Sizes) -> Values:
@@ -286,11 +282,11 @@ def recording(bench: Bench, sizes: Sizes) -> Values:
         "insert into tasks (name, input, status, attempt, worker_id, started_at)"
         " values ('steps', 'null', 'running', 1, 1, clock_timestamp()) returning id"
     )
-    run = {"task_id": task_id, "attempt": 1}
+    run = {"id": task_id, "attempt": 1}
     step = {"kind": "step", "name": "step", "input": "[[1], {}]", "output": "1", "error": None}
     queries = bench.lesson.queries
-    names = list(inspect.signature(queries.Querier.record_step).parameters)[1:]
-    statement = placeholders(queries.RECORD_STEP, r"%(p\1)s")
+    statement, names = plain(queries, "record_step", r"%(p\1)s")
+    positions, turns = itertools.count(), 1 + sizes.steps // WARM_UP
     seconds = {"step_statement": 0.0, "step_generated": 0.0}
     with bench.db.autocommit.connect() as connection:
         querier = queries.Querier(connection)
@@ -302,21 +298,22 @@ def recording(bench: Bench, sizes: Sizes) -> Values:
         def generated(position: int) -> None:
             querier.record_step(**run, **step, position=position)
 
-        for first in range(0, WARM_UP + sizes.steps, WARM_UP):
-            for key, record in (("step_statement", plainly), ("step_generated", generated)):
+        for turn in range(1 + turns):  # the first one is a warm-up
+            for key, record in zip(seconds, (plainly, generated), strict=True):
                 start = time.perf_counter()
-                for position in range(first, first + WARM_UP):
-                    record(2 * position + (record is plainly))
-                if first:
+                for _ in range(WARM_UP):
+                    record(next(positions))
+                if turn:
                     seconds[key] += time.perf_counter() - start
-    count = len(range(WARM_UP, WARM_UP + sizes.steps, WARM_UP)) * WARM_UP
-    check_log(bench, 2 * (WARM_UP + count))
-    return {key: spent * 1000 / count for key, spent in seconds.items()}
+    check_log(bench, 2 * (1 + turns) * WARM_UP)
+    return {key: spent * 1000 / (turns * WARM_UP) for key, spent in seconds.items()}
 
 
-def placeholders(text: str, form: str) -> LiteralString:
-    """A generated query's text with other placeholders than those of SQLAlchemy."""
-    return cast(LiteralString, re.sub(r":p(\d)", form, text).replace("\\:", ":"))
+def plain(queries: Any, method: str, form: str) -> tuple[LiteralString, list[str]]:
+    """A generated query without SQLAlchemy: with placeholders of that form; its parameters."""
+    text = re.sub(r":p(\d)", form, getattr(queries, method.upper())).replace("\\:", ":")
+    names = list(inspect.signature(getattr(queries.Querier, method)).parameters)[1:]
+    return cast(LiteralString, text), names
 
 
 def check_log(bench: Bench, entries: int) -> None:
@@ -341,13 +338,13 @@ def recovering(bench: Bench) -> Values:
     bench.empty()
     with bench.workers("a", lease=LEASE) as (doomed,):
         with bench.db.autocommit.connect() as connection:
-            id = bench.enqueue(connection, "hang_in", doomed.pid)
+            id = bench.lesson.tasks.enqueue(connection, "hang_in", doomed.pid)
         query = "select status from tasks where id = %s"
         wait_until(lambda: bench.ask(query, id) == "running", "the doomed worker runs the task")
         with bench.workers("b", lease=LEASE):
             time.sleep(random.uniform(0, LEASE / 4))  # at any point between two heartbeats
             killed = time.time()
             doomed.kill()
-            seconds = bench.wait_for(id, every=0.01) - killed
+            seconds = bench.wait_for(id) - killed
     check(bench.ask("select attempt from tasks where id = %s", id) == 2, "the attempt is not 2")
     return {"recovery": seconds}
