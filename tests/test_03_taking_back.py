@@ -201,12 +201,27 @@ def test_a_claim_whose_answer_was_lost_is_taken_back_and_no_other(lesson, db):
         young,
     )
     with queries(lesson, db) as queue:
-        changed = queue.take_back_lost_claims(
-            worker_id=worker, known_ids=[known], older_than=MINUTE
+        given_back = list(
+            queue.give_back_tasks(worker_id=worker, running=[f"{known}/1"], older_than=MINUTE)
         )
-    assert changed == 1
+    assert [(task.id, task.attempt) for task in given_back] == [(lost, 1)]
     assert [task_row(db, id).status for id in ids] == ["queued", "running", "running", "running"]
     assert task_row(db, lost).error is None
+    assert task_row(db, lost).uncounted == 1
+
+
+def test_a_claim_whose_answer_was_lost_is_taken_back_beside_an_older_attempt(lesson, db):
+    """A run that hangs, of an attempt that was taken back, is not the attempt that was claimed."""
+    id, worker = enqueue(lesson, db), register(lesson, db)
+    claim(lesson, db, worker)
+    execute(db, "update tasks set status = 'queued' where id = %s", id)
+    assert claim(lesson, db, worker) == [(id, 2)]
+    with queries(lesson, db) as queue:
+        given_back = list(
+            queue.give_back_tasks(worker_id=worker, running=[f"{id}/1"], older_than=timedelta(0))
+        )
+    assert [task.attempt for task in given_back] == [2]
+    assert task_row(db, id).status == "queued"
 
 
 def test_a_worker_finds_its_own_lost_claims(lesson, db):

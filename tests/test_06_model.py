@@ -218,8 +218,10 @@ class Durable(RuleBasedStateMachine):
         ids = {worker.name: worker.id for worker in queue.list_workers()}
         for puppet in self.puppets:
             if puppet.idle:
-                queue.take_back_lost_claims(
-                    worker_id=ids[puppet.name], known_ids=[], older_than=timedelta(0)
+                list(
+                    queue.give_back_tasks(
+                        worker_id=ids[puppet.name], running=[], older_than=timedelta(0)
+                    )
                 )
 
     def time_passes(self) -> None:

@@ -279,7 +279,7 @@ def test_suspensions_do_not_use_up_attempts(lesson, db):
     with working(lesson.worker.Worker(db, "w")):
         row = wait_for_status(db, id, *ENDED)
     assert (row.status, row.output) == ("succeeded", [0, 2, 4, 6, 8, 10])
-    assert row.attempt - row.suspensions == 2
+    assert row.attempt - row.uncounted == 2
 
 
 def test_a_death_after_suspensions_is_not_the_last_attempt(lesson, db):

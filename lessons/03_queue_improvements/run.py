@@ -56,9 +56,10 @@ def outcome_of(task: ClaimTasksRow, timing: Timing) -> Succeeded | Failed | Agai
 
 
 def failure(task: ClaimTasksRow, timing: Timing, error: BaseException) -> Failed | Again:
-    if isinstance(error, NonRetryableError) or task.attempt >= task.max_attempts:
+    tried = task.attempt - task.uncounted
+    if isinstance(error, NonRetryableError) or tried >= task.max_attempts:
         return Failed(describe(error))
-    return Again(describe(error), timing.backoff(task.attempt))
+    return Again(describe(error), timing.backoff(tried))
 
 
 def call(name: str, input: Json) -> Json:

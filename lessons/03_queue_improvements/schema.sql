@@ -48,6 +48,7 @@ create table tasks (
     timeout    interval check (timeout between interval '0' and interval '3650 days'),
     attempt    int not null default 0,       -- grows by one with every claim
     max_attempts int not null default 5 check (max_attempts > 0),
+    uncounted  int not null default 0,       -- how many of its attempts do not count as tries
     worker_id  bigint,                       -- who runs it, or ran it last
     started_at timestamptz,                  -- when its last attempt began
     idempotency_key text,

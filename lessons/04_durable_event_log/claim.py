@@ -27,7 +27,7 @@ def claim(
             tasks = claim_within_limit(db, worker_id, queue, free_slots)
         return sorted(tasks, key=lambda task: (-task.priority, task.id))
     except (OperationalError, InternalError) as error:  # InternalError: BoundIdleTime
-        # If it was committed, TakeBackLostClaims will find its tasks.
+        # If it was committed, GiveBackTasks will find its tasks.
         reconnect(connection, error)
         return []
 

@@ -27,10 +27,14 @@ class Lease:
             log.warning("worker %s: was taken for dead, registers anew", self.name)
             self.register(queries)
 
-    def take_back_lost_claims(self, queries: Querier, known_ids: list[int]) -> None:
-        queries.take_back_lost_claims(
-            worker_id=self.worker_id, known_ids=known_ids, older_than=self.duration
-        )
+    def give_back(self, queries: Querier, running: set[tuple[int, int]]) -> None:
+        """running: task and attempt, of all that the worker runs."""
+        for task in queries.give_back_tasks(
+            worker_id=self.worker_id,
+            running=[f"{id}/{attempt}" for id, attempt in running],
+            older_than=self.duration,
+        ):
+            log.warning("task %d, attempt %d: given back", task.id, task.attempt)
 
     def end(self, db: Database) -> None:
         """From here on, what is still running counts as abandoned, and is taken back at once."""

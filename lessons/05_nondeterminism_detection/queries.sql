@@ -67,7 +67,7 @@ where id = any (array(
     limit sqlc.arg(at_most)
     for update skip locked
 ))
-returning id, name, cast(input as text) as input, priority, attempt, max_attempts, log_id;
+returning id, name, cast(input as text) as input, priority, attempt, max_attempts, uncounted, log_id;
 
 -- name: SucceedTask :execrows
 -- The fence: only the attempt that the task is in may finish it. A worker that was taken for dead
@@ -112,7 +112,7 @@ with lost as materialized (
     and (workers.id is null or tasks.started_at < clock_timestamp() - tasks.timeout)
 )
 update tasks
-set status = case when attempt < max_attempts then 'queued' else 'failed' end,
+set status = case when attempt - uncounted < max_attempts then 'queued' else 'failed' end,
     error = case
         when started_at < clock_timestamp() - timeout then 'Timeout: the run took too long'
         else 'WorkerDied: the worker that ran it is gone'
@@ -126,14 +126,17 @@ where id = any (array(
 ))
 returning id, name, status, attempt, error;
 
--- name: TakeBackLostClaims :execrows
--- Of one worker: the answer to its claim never arrived, because the connection broke. It is the only
--- one that can know; to all others these tasks look as if they were running.
+-- name: GiveBackTasks :many
+-- Of one worker: what it does not run, though the row says so. The answer to a claim never arrived, or
+-- the database refused what a run had to store. The worker is the only one that can know; to all others
+-- these tasks look as if they were running. The attempt does not count: the task is not to blame.
+-- running: task and attempt, as in '7/2'. An older attempt of the same task may run here still.
 update tasks
-set status = 'queued'
+set status = 'queued', uncounted = uncounted + 1
 where worker_id = cast(@worker_id as bigint) and status = 'running'
-and id <> all (cast(@known_ids as bigint[]))
-and started_at < clock_timestamp() - cast(@older_than as interval);
+and format('%s/%s', id, attempt) <> all (cast(@running as text[]))
+and started_at < clock_timestamp() - cast(@older_than as interval)
+returning id, attempt;
 
 -- name: RegisterWorker :one
 insert into workers (name, alive_until)

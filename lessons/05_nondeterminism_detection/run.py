@@ -62,9 +62,10 @@ def outcome_of(fence: Fence, timing: Timing) -> Succeeded | Failed | Again:
 
 def failure(task: ClaimTasksRow, timing: Timing, error: BaseException) -> Failed | Again:
     final = isinstance(error, NonRetryableError | NonDeterminismError)
-    if final or task.attempt >= task.max_attempts:
+    tried = task.attempt - task.uncounted
+    if final or tried >= task.max_attempts:
         return Failed(describe(error))
-    return Again(describe(error), timing.backoff(task.attempt))
+    return Again(describe(error), timing.backoff(tried))
 
 
 def call(fence: Fence) -> Json:

@@ -156,8 +156,7 @@ class Worker:
         def do_chores(queries: Querier) -> None:
             for chore in CHORES:
                 chore(queries)
-            known = [id for id, _ in self._running.copy()]
-            self.lease.take_back_lost_claims(queries, known)
+            self.lease.give_back(queries, self._running.copy())
 
         def pause() -> float:  # not all workers at the same moment
             return random.uniform(0.5, 1.5) * self.timing.upkeep

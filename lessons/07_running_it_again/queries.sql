@@ -68,7 +68,7 @@ where id = any (array(
     for update skip locked
 ))
 returning id, name, cast(input as text) as input, priority, attempt, max_attempts, log_id,
-    suspensions, completions;
+    uncounted, completions;
 
 -- name: SucceedTask :execrows
 -- The fence: only the attempt that the task is in may finish it. A worker that was taken for dead
@@ -114,7 +114,7 @@ with lost as materialized (
     and (workers.id is null or tasks.started_at < clock_timestamp() - tasks.timeout)
 )
 update tasks
-set status = case when attempt - suspensions < max_attempts then 'queued' else 'failed' end,
+set status = case when attempt - uncounted < max_attempts then 'queued' else 'failed' end,
     error = case
         when started_at < clock_timestamp() - timeout then 'Timeout: the run took too long'
         else 'WorkerDied: the worker that ran it is gone'
@@ -123,7 +123,7 @@ where id = any (array(
     select tasks.id from tasks
     join lost on lost.id = tasks.id and lost.attempt = tasks.attempt
     where tasks.status = 'running'
-    and (tasks.parent_id is null or tasks.attempt - tasks.suspensions < tasks.max_attempts)
+    and (tasks.parent_id is null or tasks.attempt - tasks.uncounted < tasks.max_attempts)
     order by tasks.id
     for update of tasks skip locked
 ))
@@ -137,7 +137,7 @@ with lost as materialized (
     select tasks.id, tasks.attempt from tasks
     left join workers on workers.id = tasks.worker_id
     where tasks.status = 'running' and tasks.parent_id is not null
-    and tasks.attempt - tasks.suspensions >= tasks.max_attempts
+    and tasks.attempt - tasks.uncounted >= tasks.max_attempts
     and (workers.id is null or tasks.started_at < clock_timestamp() - tasks.timeout)
 )
 update tasks
@@ -156,14 +156,17 @@ where id = any (array(
 ))
 returning id, name, status, attempt, error;
 
--- name: TakeBackLostClaims :execrows
--- Of one worker: the answer to its claim never arrived, because the connection broke. It is the only
--- one that can know; to all others these tasks look as if they were running.
+-- name: GiveBackTasks :many
+-- Of one worker: what it does not run, though the row says so. The answer to a claim never arrived, or
+-- the database refused what a run had to store. The worker is the only one that can know; to all others
+-- these tasks look as if they were running. The attempt does not count: the task is not to blame.
+-- running: task and attempt, as in '7/2'. An older attempt of the same task may run here still.
 update tasks
-set status = 'queued'
+set status = 'queued', uncounted = uncounted + 1
 where worker_id = cast(@worker_id as bigint) and status = 'running'
-and id <> all (cast(@known_ids as bigint[]))
-and started_at < clock_timestamp() - cast(@older_than as interval);
+and format('%s/%s', id, attempt) <> all (cast(@running as text[]))
+and started_at < clock_timestamp() - cast(@older_than as interval)
+returning id, attempt;
 
 -- name: RegisterWorker :one
 insert into workers (name, alive_until)
@@ -393,7 +396,7 @@ select cast(again.child_id as bigint) as child_id from again;
 -- Gives the slot back. 0 rows: the task is not ours any more, or an entry has been completed that we
 -- do not know of yet; then there may be nothing to wait for.
 update tasks
-set status = 'waiting', run_at = null, suspensions = suspensions + 1,
+set status = 'waiting', run_at = null, uncounted = uncounted + 1,
     awaits = cast(@awaits as int[]), wake_after = cast(@wake_after as int)
 where id = @id and attempt = @attempt and status = 'running' and completions = @completions;
 

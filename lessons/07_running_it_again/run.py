@@ -68,7 +68,7 @@ def outcome_of(fence: Fence, timing: Timing) -> Outcome:
 
 def failure(task: ClaimTasksRow, timing: Timing, error: BaseException) -> Failed | Again:
     final = isinstance(error, NonRetryableError | NonDeterminismError)
-    tried = task.attempt - task.suspensions
+    tried = task.attempt - task.uncounted
     if final or tried >= task.max_attempts:
         return Failed(describe(error))
     return Again(describe(error), timing.backoff(tried))

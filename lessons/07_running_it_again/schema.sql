@@ -53,13 +53,13 @@ create table tasks (
     timeout    interval check (timeout between interval '0' and interval '3650 days'),
     attempt    int not null default 0,       -- grows by one with every claim
     max_attempts int not null default 5 check (max_attempts > 0),
+    uncounted  int not null default 0,       -- how many of its attempts do not count as tries
     worker_id  bigint,                       -- who runs it, or ran it last
     started_at timestamptz,                  -- when its last attempt began
     idempotency_key text,
     log_id     uuid not null default gen_random_uuid(),  -- the idempotency keys of its steps begin so
     parent_id  bigint,                       -- the durable task that spawned it
     parent_position int,                     -- and where in that task's log
-    suspensions int not null default 0,      -- how many of its attempts ended by suspending
     completions int not null default 0,      -- how many entries of its log somebody else has completed
     awaits     int[],                        -- waiting for the entries at these positions
     wake_after int,                          -- until so many of them are complete

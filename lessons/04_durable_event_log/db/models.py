@@ -44,6 +44,7 @@ class Task:
     timeout: Optional[datetime.timedelta]
     attempt: int
     max_attempts: int
+    uncounted: int
     worker_id: Optional[int]
     started_at: Optional[datetime.datetime]
     idempotency_key: Optional[str]

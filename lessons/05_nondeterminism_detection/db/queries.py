@@ -50,7 +50,7 @@ where id = any (array(
     limit :p4
     for update skip locked
 ))
-returning id, name, cast(input as text) as input, priority, attempt, max_attempts, log_id
+returning id, name, cast(input as text) as input, priority, attempt, max_attempts, uncounted, log_id
 """
 
 
@@ -62,6 +62,7 @@ class ClaimTasksRow:
     priority: int
     attempt: int
     max_attempts: int
+    uncounted: int
     log_id: uuid.UUID
 
 
@@ -119,9 +120,25 @@ class FindTaskRow:
 
 
 GET_TASK = """-- name: get_task \\:one
-select id, queue, name, input, status, output, error, priority, run_at, timeout, attempt, max_attempts, worker_id, started_at, idempotency_key, log_id, created_at from tasks
+select id, queue, name, input, status, output, error, priority, run_at, timeout, attempt, max_attempts, uncounted, worker_id, started_at, idempotency_key, log_id, created_at from tasks
 where id = :p1
 """
+
+
+GIVE_BACK_TASKS = """-- name: give_back_tasks \\:many
+update tasks
+set status = 'queued', uncounted = uncounted + 1
+where worker_id = cast(:p1 as bigint) and status = 'running'
+and format('%s/%s', id, attempt) <> all (cast(:p2 as text[]))
+and started_at < clock_timestamp() - cast(:p3 as interval)
+returning id, attempt
+"""
+
+
+@dataclasses.dataclass()
+class GiveBackTasksRow:
+    id: int
+    attempt: int
 
 
 HEARTBEAT = """-- name: heartbeat \\:execrows
@@ -255,15 +272,6 @@ where id = :p2 and attempt = :p3 and status = 'running'
 """
 
 
-TAKE_BACK_LOST_CLAIMS = """-- name: take_back_lost_claims \\:execrows
-update tasks
-set status = 'queued'
-where worker_id = cast(:p1 as bigint) and status = 'running'
-and id <> all (cast(:p2 as bigint[]))
-and started_at < clock_timestamp() - cast(:p3 as interval)
-"""
-
-
 TAKE_BACK_TASKS = """-- name: take_back_tasks \\:many
 with lost as materialized (
     select tasks.id, tasks.attempt from tasks
@@ -272,7 +280,7 @@ with lost as materialized (
     and (workers.id is null or tasks.started_at < clock_timestamp() - tasks.timeout)
 )
 update tasks
-set status = case when attempt < max_attempts then 'queued' else 'failed' end,
+set status = case when attempt - uncounted < max_attempts then 'queued' else 'failed' end,
     error = case
         when started_at < clock_timestamp() - timeout then 'Timeout\\: the run took too long'
         else 'WorkerDied\\: the worker that ran it is gone'
@@ -346,7 +354,8 @@ class Querier:
                 priority=row[3],
                 attempt=row[4],
                 max_attempts=row[5],
-                log_id=row[6],
+                uncounted=row[6],
+                log_id=row[7],
             )
 
     def count_running(self, *, queue: str) -> Optional[int]:
@@ -408,12 +417,21 @@ class Querier:
             timeout=row[9],
             attempt=row[10],
             max_attempts=row[11],
-            worker_id=row[12],
-            started_at=row[13],
-            idempotency_key=row[14],
-            log_id=row[15],
-            created_at=row[16],
+            uncounted=row[12],
+            worker_id=row[13],
+            started_at=row[14],
+            idempotency_key=row[15],
+            log_id=row[16],
+            created_at=row[17],
         )
+
+    def give_back_tasks(self, *, worker_id: int, running: List[str], older_than: datetime.timedelta) -> Iterator[GiveBackTasksRow]:
+        result = self._conn.execute(sqlalchemy.text(GIVE_BACK_TASKS), {"p1": worker_id, "p2": running, "p3": older_than})
+        for row in result:
+            yield GiveBackTasksRow(
+                id=row[0],
+                attempt=row[1],
+            )
 
     def heartbeat(self, *, lease: datetime.timedelta, id: int) -> int:
         result = self._conn.execute(sqlalchemy.text(HEARTBEAT), {"p1": lease, "p2": id})
@@ -500,10 +518,6 @@ class Querier:
 
     def succeed_task(self, *, output: Any, id: int, attempt: int) -> int:
         result = self._conn.execute(sqlalchemy.text(SUCCEED_TASK), {"p1": output, "p2": id, "p3": attempt})
-        return result.rowcount
-
-    def take_back_lost_claims(self, *, worker_id: int, known_ids: List[int], older_than: datetime.timedelta) -> int:
-        result = self._conn.execute(sqlalchemy.text(TAKE_BACK_LOST_CLAIMS), {"p1": worker_id, "p2": known_ids, "p3": older_than})
         return result.rowcount
 
     def take_back_tasks(self) -> Iterator[TakeBackTasksRow]:

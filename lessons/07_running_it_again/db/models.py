@@ -46,13 +46,13 @@ class Task:
     timeout: Optional[datetime.timedelta]
     attempt: int
     max_attempts: int
+    uncounted: int
     worker_id: Optional[int]
     started_at: Optional[datetime.datetime]
     idempotency_key: Optional[str]
     log_id: uuid.UUID
     parent_id: Optional[int]
     parent_position: Optional[int]
-    suspensions: int
     completions: int
     awaits: Optional[List[int]]
     wake_after: Optional[int]

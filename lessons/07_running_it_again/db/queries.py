@@ -84,7 +84,7 @@ where id = any (array(
     for update skip locked
 ))
 returning id, name, cast(input as text) as input, priority, attempt, max_attempts, log_id,
-    suspensions, completions
+    uncounted, completions
 """
 
 
@@ -97,7 +97,7 @@ class ClaimTasksRow:
     attempt: int
     max_attempts: int
     log_id: uuid.UUID
-    suspensions: int
+    uncounted: int
     completions: int
 
 
@@ -167,7 +167,7 @@ with lost as materialized (
     select tasks.id, tasks.attempt from tasks
     left join workers on workers.id = tasks.worker_id
     where tasks.status = 'running' and tasks.parent_id is not null
-    and tasks.attempt - tasks.suspensions >= tasks.max_attempts
+    and tasks.attempt - tasks.uncounted >= tasks.max_attempts
     and (workers.id is null or tasks.started_at < clock_timestamp() - tasks.timeout)
 )
 update tasks
@@ -217,9 +217,25 @@ class FindTaskRow:
 
 
 GET_TASK = """-- name: get_task \\:one
-select id, queue, name, input, status, output, error, priority, run_at, timeout, attempt, max_attempts, worker_id, started_at, idempotency_key, log_id, parent_id, parent_position, suspensions, completions, awaits, wake_after, created_at from tasks
+select id, queue, name, input, status, output, error, priority, run_at, timeout, attempt, max_attempts, uncounted, worker_id, started_at, idempotency_key, log_id, parent_id, parent_position, completions, awaits, wake_after, created_at from tasks
 where id = :p1
 """
+
+
+GIVE_BACK_TASKS = """-- name: give_back_tasks \\:many
+update tasks
+set status = 'queued', uncounted = uncounted + 1
+where worker_id = cast(:p1 as bigint) and status = 'running'
+and format('%s/%s', id, attempt) <> all (cast(:p2 as text[]))
+and started_at < clock_timestamp() - cast(:p3 as interval)
+returning id, attempt
+"""
+
+
+@dataclasses.dataclass()
+class GiveBackTasksRow:
+    id: int
+    attempt: int
 
 
 HEARTBEAT = """-- name: heartbeat \\:execrows
@@ -442,18 +458,9 @@ where id = :p2 and attempt = :p3 and status = 'running'
 
 SUSPEND_TASK = """-- name: suspend_task \\:execrows
 update tasks
-set status = 'waiting', run_at = null, suspensions = suspensions + 1,
+set status = 'waiting', run_at = null, uncounted = uncounted + 1,
     awaits = cast(:p1 as int[]), wake_after = cast(:p2 as int)
 where id = :p3 and attempt = :p4 and status = 'running' and completions = :p5
-"""
-
-
-TAKE_BACK_LOST_CLAIMS = """-- name: take_back_lost_claims \\:execrows
-update tasks
-set status = 'queued'
-where worker_id = cast(:p1 as bigint) and status = 'running'
-and id <> all (cast(:p2 as bigint[]))
-and started_at < clock_timestamp() - cast(:p3 as interval)
 """
 
 
@@ -465,7 +472,7 @@ with lost as materialized (
     and (workers.id is null or tasks.started_at < clock_timestamp() - tasks.timeout)
 )
 update tasks
-set status = case when attempt - suspensions < max_attempts then 'queued' else 'failed' end,
+set status = case when attempt - uncounted < max_attempts then 'queued' else 'failed' end,
     error = case
         when started_at < clock_timestamp() - timeout then 'Timeout\\: the run took too long'
         else 'WorkerDied\\: the worker that ran it is gone'
@@ -474,7 +481,7 @@ where id = any (array(
     select tasks.id from tasks
     join lost on lost.id = tasks.id and lost.attempt = tasks.attempt
     where tasks.status = 'running'
-    and (tasks.parent_id is null or tasks.attempt - tasks.suspensions < tasks.max_attempts)
+    and (tasks.parent_id is null or tasks.attempt - tasks.uncounted < tasks.max_attempts)
     order by tasks.id
     for update of tasks skip locked
 ))
@@ -556,7 +563,7 @@ class Querier:
                 attempt=row[4],
                 max_attempts=row[5],
                 log_id=row[6],
-                suspensions=row[7],
+                uncounted=row[7],
                 completions=row[8],
             )
 
@@ -639,18 +646,26 @@ class Querier:
             timeout=row[9],
             attempt=row[10],
             max_attempts=row[11],
-            worker_id=row[12],
-            started_at=row[13],
-            idempotency_key=row[14],
-            log_id=row[15],
-            parent_id=row[16],
-            parent_position=row[17],
-            suspensions=row[18],
+            uncounted=row[12],
+            worker_id=row[13],
+            started_at=row[14],
+            idempotency_key=row[15],
+            log_id=row[16],
+            parent_id=row[17],
+            parent_position=row[18],
             completions=row[19],
             awaits=row[20],
             wake_after=row[21],
             created_at=row[22],
         )
+
+    def give_back_tasks(self, *, worker_id: int, running: List[str], older_than: datetime.timedelta) -> Iterator[GiveBackTasksRow]:
+        result = self._conn.execute(sqlalchemy.text(GIVE_BACK_TASKS), {"p1": worker_id, "p2": running, "p3": older_than})
+        for row in result:
+            yield GiveBackTasksRow(
+                id=row[0],
+                attempt=row[1],
+            )
 
     def heartbeat(self, *, lease: datetime.timedelta, id: int) -> int:
         result = self._conn.execute(sqlalchemy.text(HEARTBEAT), {"p1": lease, "p2": id})
@@ -792,10 +807,6 @@ class Querier:
             "p4": attempt,
             "p5": completions,
         })
-        return result.rowcount
-
-    def take_back_lost_claims(self, *, worker_id: int, known_ids: List[int], older_than: datetime.timedelta) -> int:
-        result = self._conn.execute(sqlalchemy.text(TAKE_BACK_LOST_CLAIMS), {"p1": worker_id, "p2": known_ids, "p3": older_than})
         return result.rowcount
 
     def take_back_tasks(self) -> Iterator[TakeBackTasksRow]:
