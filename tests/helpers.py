@@ -109,6 +109,54 @@ def limit(lesson, db, max_running, queue="default"):
         lesson.claim.limit_queue(connection, queue, max_running)
 
 
+# What a database may say to a statement that is in order
+
+REFUSALS = {
+    "25006": "read-only: a standby, or a disk that is nearly full",
+    "42501": "a right is missing",
+    "P0001": "somebody's trigger",
+    "0A000": "a cached plan must not change its result type",
+    "57014": "statement_timeout",
+    "55P03": "lock_timeout",
+    "40001": "serialization",
+    "23514": "a check",
+    "XX000": "an internal error",
+    "53100": "the disk is full",
+}
+
+
+@contextmanager
+def refusing(db, table, when, sqlstate="P0001"):
+    """Rows of the table for which `when` holds can be neither inserted nor updated.
+
+    Yields a function that tells how often that has been tried: a sequence is not rolled back.
+    """
+    counter, function = f"refusals_of_{table}", f"refuse_{table}"
+    execute(db, f"create sequence {counter}")
+    execute(
+        db,
+        f"create function {function}() returns trigger language plpgsql as $$ begin"
+        f" if {when} then perform nextval('{db.schema}.{counter}');"
+        f" raise exception 'refused' using errcode = '{sqlstate}'; end if; return new; end $$",
+    )
+    execute(
+        db,
+        f"create trigger refuse before insert or update on {table}"
+        f" for each row execute function {function}()",
+    )
+
+    def tries():
+        ((last, called),) = execute(db, f"select last_value, is_called from {counter}")  # noqa: S608
+        return last if called else 0
+
+    try:
+        yield tries
+    finally:
+        execute(db, f"drop trigger if exists refuse on {table}")
+        execute(db, f"drop function {function}")
+        execute(db, f"drop sequence {counter}")
+
+
 # By the hand of a test, what a worker does
 
 
@@ -269,11 +317,9 @@ def hurry(lesson, **timing):
     lesson.worker.Worker.__init__.__kwdefaults__["timing"] = lesson.timing.Timing(**timing)
 
 
-def make_context(lesson, queue, task, persist=lambda statement: statement()):
-    """The context of a run. persist: how it runs a statement that must not be lost."""
-    fence = lesson.fence.Fence(None, task)
-    fence.read = lambda statement: persist(lambda: statement(queue))
-    return lesson.context.Context(fence)
+def make_context(lesson, queue, task):
+    """The context of a run, whose statements go through the connection of `queue`."""
+    return lesson.context.Context(lesson.fence.Fence(queue._conn, task))
 
 
 @contextmanager

@@ -5,7 +5,9 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 
+import psycopg
 import pytest
+import sqlalchemy as sa
 
 from shared.processes import within
 from shared.testing import wait_for_status, working
@@ -194,18 +196,11 @@ def test_a_reply_that_is_lost_after_the_commit(lesson, db):
         def record_step(self, **values):
             tries.append(real(self, **values))
             if len(tries) == 1:
-                raise ConnectionError
+                raise sa.exc.OperationalError("insert", None, psycopg.OperationalError("gone"))
             return tries[-1]
 
         type(queue).record_step = record_step
-
-        def persist(statement):
-            try:
-                return statement()
-            except ConnectionError:
-                return statement()
-
-        ctx = make_context(lesson, queue, task, persist)
+        ctx = make_context(lesson, queue, task)
         assert ctx.step(lambda key: calls.append(key)) is None
         assert tries == [1, 1]
     assert len(calls) == len(log_of(db, id)) == 1

@@ -3,6 +3,8 @@
 import logging
 from dataclasses import dataclass
 
+from sqlalchemy.exc import DBAPIError
+
 from db.queries import ClaimTaskRow, Querier
 from inputs import Json, describe, to_json
 from tasks import registry
@@ -22,8 +24,11 @@ class Failed:
 
 def run_task(queries: Querier, task: ClaimTaskRow) -> None:
     log.info("task %d: %s", task.id, task.name)
-    if store(queries, task.id, outcome_of(task)) == 0:
-        log.warning("task %d was not running any more", task.id)
+    outcome = outcome_of(task)
+    try:
+        store(queries, task.id, outcome)
+    except DBAPIError as error:  # Postgres does not take what it returned: it is nested too deeply
+        store(queries, task.id, Failed(f"Postgres cannot store the result: {error.orig}"))
 
 
 def outcome_of(task: ClaimTaskRow) -> Succeeded | Failed:
@@ -41,12 +46,13 @@ def call(name: str, input: Json) -> Json:
     return registry[name](input)
 
 
-def store(queries: Querier, id: int, outcome: Succeeded | Failed) -> int:
-    """Returns how many rows were changed: 1, or 0 if the task is not running any more."""
+def store(queries: Querier, id: int, outcome: Succeeded | Failed) -> None:
     match outcome:
         case Succeeded(output):
-            log.info("task %d succeeded", id)
-            return queries.succeed_task(id=id, output=output)
+            changed, what = queries.succeed_task(id=id, output=output), "succeeded"
         case Failed(error):
-            log.info("task %d failed: %s", id, error)
-            return queries.fail_task(id=id, error=error)
+            changed, what = queries.fail_task(id=id, error=error), f"failed: {error}"
+    if changed:
+        log.info("task %d %s", id, what)
+    else:
+        log.warning("task %d was not running any more", id)

@@ -1,30 +1,30 @@
 """Which tasks a worker claims, and how many."""
 
 import sqlalchemy as sa
-from sqlalchemy.exc import OperationalError
 
-from connection import reconnect
 from db.queries import ClaimTasksRow, Querier
 from inputs import MAX_INT, check_number, check_queue
 from shared.database import Database
 
 
 def claim(
-    db: Database, connection: sa.Connection, queue: str, free_slots: int
+    db: Database,
+    connection: sa.Connection,
+    queue: str,
+    free_slots: int,
+    *,
+    look_first: bool = False,
 ) -> list[ClaimTasksRow]:
     """Claim tasks for the free slots, and no more than the queue's limit allows; oldest first."""
     if free_slots == 0:
         return []
-    try:
-        queries = Querier(connection)
-        tasks = list(queries.claim_tasks(queue=queue, at_most=free_slots, limited=False))
-        if not tasks:  # there is none, or the queue has a limit
-            tasks = claim_within_limit(db, queue, free_slots)
-        return sorted(tasks, key=lambda task: task.id)
-    except OperationalError as error:
-        # If it was committed, its tasks stay running, for ever: lesson 03 mends this.
-        reconnect(connection, error)
+    queries = Querier(connection)
+    if look_first and not queries.look_for_work(queue=queue):
         return []
+    tasks = list(queries.claim_tasks(queue=queue, at_most=free_slots, limited=False))
+    if not tasks:  # there is none, or the queue has a limit
+        tasks = claim_within_limit(db, queue, free_slots)
+    return sorted(tasks, key=lambda task: task.id)
 
 
 def claim_within_limit(db: Database, queue: str, free_slots: int) -> list[ClaimTasksRow]:

@@ -4,8 +4,9 @@ import logging
 from dataclasses import dataclass
 
 import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
 
-from connection import repeat
+from connection import reason, repeat
 from db.queries import ClaimTasksRow, Querier
 from inputs import Json, describe, to_json
 from tasks import registry
@@ -26,8 +27,11 @@ class Failed:
 def run_task(connection: sa.Connection, task: ClaimTasksRow) -> None:
     log.info("task %d: %s", task.id, task.name)
     outcome = outcome_of(task)
-    if repeat(connection, lambda queries: store(queries, task.id, outcome)) == 0:
-        log.warning("task %d was not running any more", task.id)
+    try:
+        repeat(connection, lambda queries: store(queries, task.id, outcome))
+    except DBAPIError as error:  # Postgres does not take what it returned: it is nested too deeply
+        failed = Failed(f"Postgres cannot store the result: {reason(error)}")
+        repeat(connection, lambda queries: store(queries, task.id, failed))
 
 
 def outcome_of(task: ClaimTasksRow) -> Succeeded | Failed:
@@ -45,12 +49,13 @@ def call(name: str, input: Json) -> Json:
     return registry[name](input)
 
 
-def store(queries: Querier, id: int, outcome: Succeeded | Failed) -> int:
-    """Returns how many rows were changed: 1, or 0 if the task is not running any more."""
+def store(queries: Querier, id: int, outcome: Succeeded | Failed) -> None:
     match outcome:
         case Succeeded(output):
-            log.info("task %d succeeded", id)
-            return queries.succeed_task(id=id, output=output)
+            changed, what = queries.succeed_task(id=id, output=output), "succeeded"
         case Failed(error):
-            log.info("task %d failed: %s", id, error)
-            return queries.fail_task(id=id, error=error)
+            changed, what = queries.fail_task(id=id, error=error), f"failed: {error}"
+    if changed:
+        log.info("task %d %s", id, what)
+    else:
+        log.warning("task %d was not running any more", id)

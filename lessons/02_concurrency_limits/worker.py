@@ -5,8 +5,11 @@ import threading
 from collections.abc import Callable
 from queue import SimpleQueue
 
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+
 from claim import claim
-from connection import connect
+from connection import Stopped, connect, pauses, reconnect
 from db.queries import ClaimTasksRow
 from inputs import check_number, check_queue, describe
 from run import run_task
@@ -35,6 +38,7 @@ class Worker:
         self._db = db
         self._stopping = False
         self._running: set[int] = set()  # ids; only the dispatcher adds, so it never overfills
+        self._open_slots: set[int] = set()  # threads that have a connection
         self._handed_over: SimpleQueue[ClaimTasksRow | None] = SimpleQueue()
         self._look_again = threading.Event()
         self._broken: BaseException | None = None
@@ -48,10 +52,18 @@ class Worker:
         self._stopping = True
 
     def run(self) -> None:
+        # The slots come last, and make do with the connections that the server has left. The first
+        # one goes to the pool, for a claim within a limit.
+        try:
+            with connect(self._db.engine, self._is_stopping):
+                dispatcher = connect(self._db.autocommit, self._is_stopping)
+        except Stopped:
+            return
         log.info("worker %s: started", self.name)
         threads = [self._thread(self._run_slot) for _ in range(self.slots)]
         try:
-            self._dispatch()
+            with dispatcher:
+                self._dispatch(dispatcher)
             if self._running:
                 waits_for = len(self._running)
                 log.info("worker %s: stopping, waits for %d tasks", self.name, waits_for)
@@ -70,6 +82,8 @@ class Worker:
         def guarded() -> None:
             try:
                 loop()
+            except Stopped:
+                pass
             except BaseException as error:
                 log.error("worker %s: must stop: %s", self.name, describe(error))
                 self._broken = error
@@ -82,25 +96,36 @@ class Worker:
     def _is_stopping(self) -> bool:
         return self._stopping
 
-    def _dispatch(self) -> None:
+    def _dispatch(self, connection: sa.Connection) -> None:
         """Claim tasks for free slots and hand them over, until `stop` is called."""
-        with connect(self._db.autocommit, self._is_stopping) as connection:
-            while not self._stopping:
-                self._look_again.clear()
-                free_slots = self.slots - len(self._running)
-                tasks = claim(self._db, connection, self.queue, free_slots)
-                for task in tasks:
-                    self._running.add(task.id)
-                    self._handed_over.put(task)
-                if not tasks:
-                    self._look_again.wait(POLL_SECONDS)
+        pause = pauses()
+        tasks: list[ClaimTasksRow] = []
+        while not self._stopping:
+            self._look_again.clear()
+            free_slots = len(self._open_slots) - len(self._running)
+            try:
+                tasks = claim(self._db, connection, self.queue, free_slots, look_first=not tasks)
+            except DBAPIError as error:
+                # If it was committed, its tasks stay running, for ever: lesson 03 mends this.
+                reconnect(connection, error, next(pause))
+                continue
+            pause = pauses()
+            for task in tasks:
+                self._running.add(task.id)
+                self._handed_over.put(task)
+            if not tasks:
+                self._look_again.wait(POLL_SECONDS)
 
     def _run_slot(self) -> None:
         """A thread with a connection of its own, which runs what the dispatcher hands over."""
         # Every statement commits at once. A claim that was not committed before the function is
         # called would be invisible to others, and lock the row for as long as the function runs.
         with connect(self._db.autocommit, self._is_stopping) as connection:
+            self._open_slots.add(threading.get_ident())
+            self._look_again.set()
             while task := self._handed_over.get():
-                run_task(connection, task)
-                self._running.discard(task.id)
-                self._look_again.set()
+                try:
+                    run_task(connection, task)
+                finally:
+                    self._running.discard(task.id)
+                    self._look_again.set()

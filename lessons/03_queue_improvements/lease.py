@@ -3,8 +3,9 @@
 import logging
 from datetime import timedelta
 
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
 
+from connection import reason
 from db.queries import Querier
 from shared.database import Database
 
@@ -41,5 +42,5 @@ class Lease:
         try:
             with db.autocommit.connect() as connection:
                 Querier(connection).unregister_worker(id=self.worker_id)
-        except OperationalError as error:
-            log.warning("worker %s: its lease has to run out: %s", self.name, error.orig)
+        except DBAPIError as error:
+            log.warning("worker %s: its lease has to run out: %s", self.name, reason(error))

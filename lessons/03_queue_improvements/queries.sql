@@ -40,6 +40,19 @@ for update;
 select count(*) as running from tasks
 where queue = @queue and status = 'running';
 
+-- name: LookForWork :one
+-- What a worker asks that has found nothing: a claim in a queue with a limit takes five statements.
+-- Nothing is locked here, and the answer may be untrue in a moment. The claim itself counts again.
+select cast(
+    exists (select from tasks where tasks.queue = @queue and status = 'queued')
+    and coalesce((
+        select max_running > (
+            select count(*) from tasks where tasks.queue = @queue and status = 'running'
+        )
+        from queue_limits where queue_limits.queue = @queue
+    ), true)
+    as boolean) as found;
+
 -- name: ClaimTasks :many
 -- The most urgent queued tasks, the oldest first, at most so many. `returning` keeps no order: the
 -- caller sorts.

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
 
 from db.queries import ClaimTasksRow, Querier
-from fence import Fence, LostTask
+from fence import Fence, Hopeless, Interrupted
 from inputs import Json, describe, to_json
 from tasks import NonRetryableError, registry
 from timing import Timing
@@ -41,10 +40,10 @@ def run_task(connection: sa.Connection, task: ClaimTasksRow, timing: Timing) -> 
     try:
         try:
             store(fence, outcome_of(task, timing))
-        except DBAPIError as error:  # Postgres does not take the output
-            store(fence, failure(task, timing, error))
-    except LostTask as lost:
-        log.warning("%s: void", lost)
+        except Hopeless as error:
+            store(fence, Failed(describe(error)))
+    except Interrupted as why:
+        log.warning("%s: void", why)
 
 
 def outcome_of(task: ClaimTasksRow, timing: Timing) -> Succeeded | Failed | Again:
@@ -70,7 +69,7 @@ def call(name: str, input: Json) -> Json:
 
 
 def store(fence: Fence, outcome: Succeeded | Failed | Again) -> None:
-    """Raises LostTask: the outcome is void."""
+    """Raises Interrupted: the outcome is void."""
     id = fence.task.id
     match outcome:
         case Succeeded(output):

@@ -5,14 +5,14 @@ from typing import Any, NoReturn, TypeVar
 
 import sqlalchemy as sa
 
-from connection import repeat
+from connection import hopeless, reason, repeat
 from db.queries import ClaimTasksRow, Querier
 
 T = TypeVar("T")
 
 
 class Interrupted(BaseException):
-    """The run ends here, whatever the function would do next.
+    """The run ends here, and writes no more.
 
     Not an Exception: an `except Exception` in the function must not swallow it.
     """
@@ -22,11 +22,19 @@ class LostTask(Interrupted):
     """The task is another attempt's now, or it has ended. Nothing may be written."""
 
 
+class Refused(Interrupted):
+    """The database refuses what the run has to write. The task is given back, at no attempt."""
+
+
+class Hopeless(Interrupted):
+    """It would be so in every run: the task fails, with this sentence."""
+
+
 class Fence:
     """All that a run writes goes through here, and names the task and the attempt.
 
-    It holds only if the database never forgets a claim: a backup that is restored gives the same
-    attempt out again.
+    What goes wrong here is never an error of the task's function. It holds only if the database
+    never forgets a claim: a backup that is restored gives the same attempt out again.
     """
 
     def __init__(self, connection: sa.Connection, task: ClaimTasksRow) -> None:
@@ -34,13 +42,19 @@ class Fence:
         self._connection = connection
         self._interrupted: Interrupted | None = None
 
-    def read(self, statement: Callable[[Querier], T]) -> T:
-        return repeat(self._connection, statement)
+    def send(self, statement: Callable[[Querier], T]) -> T:
+        """Raises Refused, or Hopeless."""
+        try:
+            return repeat(self._connection, statement)
+        except Exception as error:
+            if hopeless(error):
+                self.interrupt(Hopeless(f"Postgres cannot store this, or read it: {reason(error)}"))
+            self.interrupt(Refused(f"task {self.task.id}: {reason(error)}"))
 
     def write(self, statement: Callable[..., T], **values: Any) -> T:
-        """Send a statement, such as Querier.succeed_task. Raises LostTask if it was refused."""
+        """Send a statement, such as Querier.succeed_task. Raises LostTask if it changes nothing."""
         id, attempt = self.task.id, self.task.attempt
-        changed = self.read(lambda queries: statement(queries, id=id, attempt=attempt, **values))
+        changed = self.send(lambda queries: statement(queries, id=id, attempt=attempt, **values))
         if not changed:
             self.interrupt(LostTask(f"task {id} is not running in attempt {attempt} any more"))
         return changed

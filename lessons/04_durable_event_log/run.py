@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
 
 from context import Context
 from db.queries import ClaimTasksRow, Querier
-from fence import Fence, LostTask
+from fence import Fence, Hopeless, Interrupted
 from inputs import Json, describe, to_json
 from tasks import NonRetryableError, registry
 from timing import Timing
@@ -42,17 +41,17 @@ def run_task(connection: sa.Connection, task: ClaimTasksRow, timing: Timing) -> 
     try:
         try:
             store(fence, outcome_of(fence, timing))
-        except DBAPIError as error:  # Postgres does not take the output
-            store(fence, failure(task, timing, error))
-    except LostTask as lost:
-        log.warning("%s: void", lost)
+        except Hopeless as error:
+            store(fence, Failed(describe(error)))
+    except Interrupted as why:
+        log.warning("%s: void", why)
 
 
 def outcome_of(fence: Fence, timing: Timing) -> Succeeded | Failed | Again:
-    """Raises LostTask."""
+    """Raises Interrupted."""
     try:
         return Succeeded(to_json(call(fence)))
-    except LostTask:
+    except Interrupted:
         raise
     # Also sys.exit(), and what asyncio raises when it is cancelled: a task takes no slot along.
     except BaseException as error:
@@ -75,13 +74,16 @@ def call(fence: Fence) -> Json:
     if task.name not in registry:
         raise LookupError(f"this worker knows no task {task.name!r}")
     registered, input = registry[task.name], json.loads(task.input)
-    if registered.durable:
+    if not registered.durable:
+        return registered.function(input)
+    try:
         return registered.function(Context(fence), input)
-    return registered.function(input)
+    finally:
+        fence.check()
 
 
 def store(fence: Fence, outcome: Succeeded | Failed | Again) -> None:
-    """Raises LostTask: the outcome is void."""
+    """Raises Interrupted: the outcome is void."""
     id = fence.task.id
     match outcome:
         case Succeeded(output):

@@ -1,16 +1,20 @@
 """Which tasks a worker claims, and how many."""
 
 import sqlalchemy as sa
-from sqlalchemy.exc import InternalError, OperationalError
 
-from connection import reconnect
 from db.queries import ClaimTasksRow, Querier
 from inputs import MAX_INT, check_number, check_queue
 from shared.database import Database
 
 
 def claim(
-    db: Database, connection: sa.Connection, worker_id: int, queue: str, free_slots: int
+    db: Database,
+    connection: sa.Connection,
+    worker_id: int,
+    queue: str,
+    free_slots: int,
+    *,
+    look_first: bool = False,
 ) -> list[ClaimTasksRow]:
     """Claim tasks for the free slots, and no more than the queue's limit allows.
 
@@ -18,18 +22,15 @@ def claim(
     """
     if free_slots == 0:
         return []
-    try:
-        queries = Querier(connection)
-        tasks = list(
-            queries.claim_tasks(worker_id=worker_id, queue=queue, at_most=free_slots, limited=False)
-        )
-        if not tasks:  # there is none, or the queue has a limit
-            tasks = claim_within_limit(db, worker_id, queue, free_slots)
-        return sorted(tasks, key=lambda task: (-task.priority, task.id))
-    except (OperationalError, InternalError) as error:  # InternalError: BoundIdleTime
-        # If it was committed, GiveBackTasks will find its tasks.
-        reconnect(connection, error)
+    queries = Querier(connection)
+    if look_first and not queries.look_for_work(queue=queue):
         return []
+    tasks = list(
+        queries.claim_tasks(worker_id=worker_id, queue=queue, at_most=free_slots, limited=False)
+    )
+    if not tasks:  # there is none, or the queue has a limit
+        tasks = claim_within_limit(db, worker_id, queue, free_slots)
+    return sorted(tasks, key=lambda task: (-task.priority, task.id))
 
 
 def claim_within_limit(

@@ -4,7 +4,7 @@ import json
 
 from db.queries import LoadLogRow, Querier
 from errors import StepInStep
-from fence import Fence
+from fence import Fence, Hopeless
 from inputs import Json, to_json
 from nondeterminism import mismatch
 
@@ -29,7 +29,8 @@ class EventLog:
         # another one, a repaired backup) is ignored in it: set such a task's attempt to 1 first.
         if fence.task.attempt > 1:
             task_id = fence.task.id
-            self._entries = fence.read(lambda queries: list(queries.load_log(task_id=task_id)))
+            self._entries = fence.send(lambda queries: list(queries.load_log(task_id=task_id)))
+            check_positions(fence, self._entries)
         if self._entries and may_be_tried_again(self._entries[-1]):
             del self._entries[-1]
 
@@ -102,6 +103,14 @@ class EventLog:
 def as_text(value: Json) -> str:
     """As to_json does it, but without the checks: what becomes an entry has passed them."""
     return json.dumps(value, ensure_ascii=False)
+
+
+def check_positions(fence: Fence, entries: list[Entry]) -> None:
+    """Without this, what follows a hole would be read one position too early."""
+    for position, entry in enumerate(entries, start=1):
+        if entry.position != position:
+            hole = f"the log of task {fence.task.id} has no entry at position {position}"
+            fence.interrupt(Hopeless(f"{hole}: put it back, or replay the task"))
 
 
 def may_be_tried_again(last: Entry) -> bool:

@@ -40,6 +40,19 @@ for update;
 select count(*) as running from tasks
 where queue = @queue and status = 'running';
 
+-- name: LookForWork :one
+-- What a worker asks that has found nothing: a claim in a queue with a limit takes five statements.
+-- Nothing is locked here, and the answer may be untrue in a moment. The claim itself counts again.
+select cast(
+    exists (select from tasks where tasks.queue = @queue and status = 'queued')
+    and coalesce((
+        select max_running > (
+            select count(*) from tasks where tasks.queue = @queue and status = 'running'
+        )
+        from queue_limits where queue_limits.queue = @queue
+    ), true)
+    as boolean) as found;
+
 -- name: ClaimTasks :many
 -- The most urgent queued tasks, the oldest first, at most so many. `returning` keeps no order: the
 -- caller sorts.
@@ -202,6 +215,7 @@ order by position;
 -- Fence and record are one statement. `for share` takes the task's row lock: a claim by another
 -- worker, which changes that row, comes wholly before this (and then 0 rows are written) or wholly
 -- after. A mere `exists (...)` would look at a snapshot in which the task may still be ours.
+-- Behind the last entry, or in its place: a log has no holes, and nothing is written below its end.
 -- On conflict: this attempt has recorded the step before, and did not hear of it because the
 -- connection broke; or the step failed in an earlier attempt, and nothing came after it.
 with run as (
@@ -214,6 +228,8 @@ select
     run.id, @position, @kind, @name, cast(@input as json), cast(sqlc.narg(output) as json),
     cast(sqlc.narg(error) as json), @attempt
 from run
+where (select coalesce(max(last.position), 0) from event_log as last where last.task_id = run.id)
+    in (cast(@position as int) - 1, @position)
 on conflict (task_id, position) do update
 set kind = excluded.kind, name = excluded.name, input = excluded.input, output = excluded.output,
     error = excluded.error, attempt = excluded.attempt, recorded_at = excluded.recorded_at

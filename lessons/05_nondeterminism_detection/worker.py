@@ -1,5 +1,6 @@
 """A worker's life: it registers, claims tasks for its free slots, has them run, drains, leaves."""
 
+import itertools
 import logging
 import random
 import threading
@@ -8,8 +9,11 @@ from collections.abc import Callable
 from datetime import timedelta
 from queue import SimpleQueue
 
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+
 from claim import claim
-from connection import connect, keep_doing
+from connection import Stopped, connect, keep_doing, pauses, reconnect
 from db.queries import ClaimTasksRow, Querier
 from inputs import check_number, check_queue, describe
 from lease import Lease
@@ -57,6 +61,7 @@ class Worker:
         self._drained = threading.Event()
         # Task and attempt; only the dispatcher adds, so there are never more than slots.
         self._running: set[tuple[int, int]] = set()
+        self._open_slots: set[int] = set()  # threads that have a connection
         self._handed_over: SimpleQueue[ClaimTasksRow | None] = SimpleQueue()
         self._look_again = threading.Event()
         self._broken: BaseException | None = None
@@ -70,13 +75,23 @@ class Worker:
         self._stops += 1
 
     def run(self) -> None:
-        with self._db.autocommit.connect() as connection:
-            self.lease.register(Querier(connection))
+        # The slots come last, and make do with the connections that the server has left. The first
+        # one goes to the pool, for a claim within a limit.
+        try:
+            with connect(self._db.engine, self._is_stopping):
+                dispatcher, heart, upkeep = (
+                    connect(self._db.autocommit, self._is_stopping) for _ in range(3)
+                )
+            self._register(dispatcher)
+        except Stopped:
+            return
         log.info("worker %s: started", self.name)
         threads = [self._thread(self._run_slot) for _ in range(self.slots)]
-        threads += [self._thread(self._stay_alive), self._thread(self._keep_up)]
+        threads.append(self._thread(lambda: self._stay_alive(heart)))
+        threads.append(self._thread(lambda: self._keep_up(upkeep)))
         try:
-            self._dispatch()
+            with dispatcher:
+                self._dispatch(dispatcher)
             self._drain()
         finally:
             self._drained.set()
@@ -91,12 +106,24 @@ class Worker:
             raise self._broken
         log.info("worker %s: stopped, %d tasks abandoned", self.name, len(self._running))
 
+    def _register(self, connection: sa.Connection) -> None:
+        """Wait until the database takes it: a standby may be promoted. Raises Stopped."""
+        pause = pauses()
+        while not self._is_stopping():
+            try:
+                return self.lease.register(Querier(connection))
+            except DBAPIError as error:
+                reconnect(connection, error, next(pause))
+        raise Stopped
+
     def _thread(self, loop: Callable[[], None]) -> threading.Thread:
         """Start a thread. An error that its loop does not expect ends the worker, loudly."""
 
         def guarded() -> None:
             try:
                 loop()
+            except Stopped:
+                pass
             except BaseException as error:
                 log.error("worker %s: must stop: %s", self.name, describe(error))
                 self._broken = error
@@ -110,18 +137,27 @@ class Worker:
     def _is_stopping(self) -> bool:
         return self._stops > 0
 
-    def _dispatch(self) -> None:
+    def _dispatch(self, connection: sa.Connection) -> None:
         """Claim tasks for free slots and hand them over, until `stop` is called."""
-        with connect(self._db.autocommit, self._is_stopping) as connection:
-            while not self._is_stopping():
-                self._look_again.clear()
-                free_slots = self.slots - len(self._running)
-                tasks = claim(self._db, connection, self.lease.worker_id, self.queue, free_slots)
-                for task in tasks:
-                    self._running.add((task.id, task.attempt))
-                    self._handed_over.put(task)
-                if not tasks:
-                    self._look_again.wait(self.timing.poll)
+        pause = pauses()
+        tasks: list[ClaimTasksRow] = []
+        while not self._is_stopping():
+            self._look_again.clear()
+            worker_id, free_slots = self.lease.worker_id, len(self._open_slots) - len(self._running)
+            try:
+                tasks = claim(
+                    self._db, connection, worker_id, self.queue, free_slots, look_first=not tasks
+                )
+            except DBAPIError as error:
+                # If it was committed, GiveBackTasks will find its tasks.
+                reconnect(connection, error, next(pause))
+                continue
+            pause = pauses()
+            for task in tasks:
+                self._running.add((task.id, task.attempt))
+                self._handed_over.put(task)
+            if not tasks:
+                self._look_again.wait(self.timing.poll)
 
     def _drain(self) -> None:
         """Wait for the running tasks: until the grace period ends, or until the second `stop`."""
@@ -138,28 +174,34 @@ class Worker:
         # Every statement commits at once. A claim that was not committed before the function is
         # called would be invisible to others, and lock the row for as long as the function runs.
         with connect(self._db.autocommit, self._is_stopping) as connection:
+            self._open_slots.add(threading.get_ident())
+            self._look_again.set()
             while task := self._handed_over.get():
-                run_task(connection, task, self.timing)
-                self._running.discard((task.id, task.attempt))
-                self._look_again.set()
+                try:
+                    run_task(connection, task, self.timing)
+                finally:
+                    self._running.discard((task.id, task.attempt))
+                    self._look_again.set()
 
-    def _stay_alive(self) -> None:
+    def _stay_alive(self, connection: sa.Connection) -> None:
         """Renew the lease, also while the running tasks are drained.
 
         On a connection of its own: it must not wait behind anything that takes long.
         """
-        with connect(self._db.autocommit, self._is_stopping) as connection:
+        with connection:
             pause = self.lease.duration.total_seconds() / 4
             keep_doing(self.lease.renew, connection, lambda: pause, until=self._drained)
 
-    def _keep_up(self) -> None:
-        def do_chores(queries: Querier) -> None:
-            for chore in CHORES:
-                chore(queries)
-            self.lease.give_back(queries, self._running.copy())
+    def _keep_up(self, connection: sa.Connection) -> None:
+        """One chore after the other: what keeps one from being done does not keep the others."""
+        chores = [*CHORES, self._give_back]
+        turn = itertools.cycle(chores)
 
         def pause() -> float:  # not all workers at the same moment
-            return random.uniform(0.5, 1.5) * self.timing.upkeep
+            return random.uniform(0.5, 1.5) * self.timing.upkeep / len(chores)
 
-        with connect(self._db.autocommit, self._is_stopping) as connection:
-            keep_doing(do_chores, connection, pause, until=self._drained)
+        with connection:
+            keep_doing(lambda queries: next(turn)(queries), connection, pause, until=self._drained)
+
+    def _give_back(self, queries: Querier) -> None:
+        self.lease.give_back(queries, self._running.copy())

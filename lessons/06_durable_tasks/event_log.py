@@ -6,7 +6,7 @@ from typing import Any
 
 from db.queries import LoadCompletionsRow, LoadLogRow, Querier
 from errors import StepInStep
-from fence import Fence, Interrupted
+from fence import Fence, Hopeless, Interrupted
 from inputs import Json, to_json
 from nondeterminism import mismatch
 
@@ -35,7 +35,8 @@ class EventLog:
         # another one, a repaired backup) is ignored in it: set such a task's attempt to 1 first.
         if fence.task.attempt > 1:
             task_id = fence.task.id
-            self._entries = fence.read(lambda queries: list(queries.load_log(task_id=task_id)))
+            self._entries = fence.send(lambda queries: list(queries.load_log(task_id=task_id)))
+            check_positions(fence, self._entries)
         if self._entries and may_be_tried_again(self._entries[-1]):
             del self._entries[-1]
         known = (entry.completion or 0 for entry in self._entries)
@@ -126,7 +127,7 @@ class EventLog:
     def _load_completions(self) -> int:
         """Read what has been completed that this run does not know of yet; how many entries."""
         task_id, known = self._fence.task.id, self._completions
-        news: list[LoadCompletionsRow] = self._fence.read(
+        news: list[LoadCompletionsRow] = self._fence.send(
             lambda queries: list(queries.load_completions(task_id=task_id, after_completion=known))
         )
         for row in news:
@@ -161,6 +162,14 @@ def pending_entry(position: int, kind: str, name: str, input: str) -> Entry:
 def as_text(value: Json) -> str:
     """As to_json does it, but without the checks: what becomes an entry has passed them."""
     return json.dumps(value, ensure_ascii=False)
+
+
+def check_positions(fence: Fence, entries: list[Entry]) -> None:
+    """Without this, what follows a hole would be read one position too early."""
+    for position, entry in enumerate(entries, start=1):
+        if entry.position != position:
+            hole = f"the log of task {fence.task.id} has no entry at position {position}"
+            fence.interrupt(Hopeless(f"{hole}: put it back, or replay the task"))
 
 
 def may_be_tried_again(last: Entry) -> bool:

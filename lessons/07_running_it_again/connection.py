@@ -1,58 +1,107 @@
-"""A worker's connections: made again when they break, and what was not answered is sent again."""
+"""A worker's connections: made again when they break; what was not carried out is sent again."""
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from threading import Event
 from typing import TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError
 
 from db.queries import Querier
 
-PAUSE_SECONDS = 0.1
+QUIET_SECONDS = 10
+MAX_REFUSALS = 7  # with the pauses between them, about 6 s
 
 log = logging.getLogger("worker")
 T = TypeVar("T")
+_said: dict[str, float] = {}  # when a trouble was last told; all threads have the same one
+
+
+class Stopped(Exception):
+    """The worker was stopped before it had a connection."""
 
 
 def connect(engine: sa.Engine, give_up: Callable[[], bool]) -> sa.Connection:
-    """Wait until the database can be reached. Raises OperationalError if it is time to give up."""
+    """Wait until the database can be reached. Raises Stopped if it is time to give up."""
+    pause = pauses()
     while True:
         try:
             return engine.connect()
         except OperationalError as error:
             if give_up():
-                raise
-            pause(error)
+                raise Stopped from None
+            complain(error)
+            time.sleep(next(pause))
 
 
-def reconnect(connection: sa.Connection, error: DBAPIError) -> None:
-    """Let the broken connection go; the next statement gets a new one."""
+def pauses() -> Iterator[float]:
+    """Seconds between tries: 0.1, 0.2, 0.4 and so on, up to 3."""
+    seconds = 0.1
+    while True:
+        yield seconds
+        seconds = min(2 * seconds, 3.0)
+
+
+def complain(error: Exception) -> None:
+    text, now = reason(error), time.monotonic()
+    if now - _said.get(text, -QUIET_SECONDS) >= QUIET_SECONDS:
+        _said[text] = now
+        log.warning("the database: %s", text)
+
+
+def reason(error: Exception) -> str:
+    """What the database says, in one line: the next ones may show the row."""
+    return str(getattr(error, "orig", error)).partition("\n")[0]
+
+
+def reconnect(connection: sa.Connection, error: Exception, pause: float) -> None:
+    """Let the connection go: it may be broken. After a pause, the next statement gets a new one."""
     connection.invalidate()
     connection.rollback()
-    pause(error)
-
-
-def pause(error: DBAPIError) -> None:
-    log.warning("the database: %s", str(error.orig).partition("\n")[0])
-    time.sleep(PAUSE_SECONDS)
+    complain(error)
+    time.sleep(pause)
 
 
 def repeat(connection: sa.Connection, statement: Callable[[Querier], T]) -> T:
-    """Send a statement, and send it again for as long as the database cannot be reached.
+    """Send a statement, and send it again until the database carries it out.
 
-    If the first try did arrive, and only its answer was lost, the statement is carried out twice.
-    So it must be one that changes nothing the second time.
+    The line may be broken, the server read-only after a failover, a right missing: most of it
+    passes, and nothing of it is the task's fault. Raises the error if it is hopeless, or if a
+    database that can be reached has refused for some seconds.
+
+    If a try did arrive, and only its answer was lost, the statement is carried out twice. So it
+    must be one that changes nothing the second time.
     """
+    pause = pauses()
+    refusals = 0
     while True:
         try:
             return statement(Querier(connection))
-        except OperationalError as error:
-            if str(getattr(error.orig, "sqlstate", "")).startswith("54"):
-                raise  # too complex for Postgres, and always will be
-            reconnect(connection, error)
+        except DBAPIError as error:
+            refusals += not unreachable(error)
+            if hopeless(error) or refusals == MAX_REFUSALS:
+                raise
+            reconnect(connection, error, next(pause))
+
+
+def unreachable(error: DBAPIError) -> bool:
+    """The line is broken (08), the server full (53), stopping or starting (57P)."""
+    state = sqlstate(error)
+    return state.startswith(("08", "53", "57P")) or (
+        not state and isinstance(error, OperationalError | InterfaceError)
+    )
+
+
+def hopeless(error: Exception) -> bool:
+    """The value itself cannot be stored or read: not encodable, or nested too deeply (54)."""
+    wrong = isinstance(error, DataError | ValueError | RecursionError)
+    return wrong or sqlstate(error).startswith("54")
+
+
+def sqlstate(error: Exception) -> str:
+    return getattr(getattr(error, "orig", None), "sqlstate", None) or ""
 
 
 def keep_doing(
@@ -62,12 +111,12 @@ def keep_doing(
     *,
     until: Event,
 ) -> None:
-    """Again and again, with a pause of so many seconds; after a lost connection, at once."""
-    seconds = pause()
+    """Again and again, with a pause of so many seconds; after an error, with growing pauses."""
+    seconds, refused = pause(), pauses()
     while not until.wait(seconds):
         try:
             work(Querier(connection))
-            seconds = pause()
-        except OperationalError as error:
-            reconnect(connection, error)
-            seconds = 0
+            seconds, refused = pause(), pauses()
+        except DBAPIError as error:
+            reconnect(connection, error, 0)
+            seconds = next(refused)

@@ -8,12 +8,12 @@ from types import FunctionType
 from typing import cast
 
 from db.queries import ClaimTasksRow, LoadLogRow
-from fence import Interrupted
+from fence import Hopeless
 from inputs import Json
 from tasks import registry
 
 
-class NonDeterminismError(Interrupted):
+class NonDeterminismError(Hopeless):
     """The function asks for something else than what its log has recorded."""
 
 

@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
 
 from context import Context
 from db.queries import ClaimTasksRow, Querier
 from event_log import Suspended
-from fence import Fence, LostTask
+from fence import Fence, Hopeless, Interrupted
 from inputs import Json, describe, to_json
-from nondeterminism import NonDeterminismError
 from tasks import NonRetryableError, registry
 from timing import Timing
 
@@ -47,29 +45,28 @@ def run_task(connection: sa.Connection, task: ClaimTasksRow, timing: Timing) -> 
     try:
         try:
             store(fence, outcome_of(fence, timing))
-        except DBAPIError as error:  # Postgres does not take the output
-            store(fence, failure(task, timing, error))
-    except LostTask as lost:
-        log.warning("%s: void", lost)
+        except Hopeless as error:
+            store(fence, Failed(describe(error)))
+    except Interrupted as why:
+        log.warning("%s: void", why)
 
 
 def outcome_of(fence: Fence, timing: Timing) -> Outcome:
-    """Raises LostTask."""
+    """Raises Interrupted."""
     try:
         return Succeeded(to_json(call(fence)))
-    except LostTask:
-        raise
     except Suspended as suspended:
         return suspended
+    except Interrupted:
+        raise
     # Also sys.exit(), and what asyncio raises when it is cancelled: a task takes no slot along.
     except BaseException as error:
         return failure(fence.task, timing, error)
 
 
 def failure(task: ClaimTasksRow, timing: Timing, error: BaseException) -> Failed | Again:
-    final = isinstance(error, NonRetryableError | NonDeterminismError)
     tried = task.attempt - task.uncounted
-    if final or tried >= task.max_attempts:
+    if isinstance(error, NonRetryableError) or tried >= task.max_attempts:
         return Failed(describe(error))
     return Again(describe(error), timing.backoff(tried))
 
@@ -96,7 +93,7 @@ def call(fence: Fence) -> Json:
 
 
 def store(fence: Fence, outcome: Outcome) -> None:
-    """Raises LostTask: the outcome is void."""
+    """Raises Interrupted: the outcome is void."""
     id = fence.task.id
     match outcome:
         case Succeeded(output):

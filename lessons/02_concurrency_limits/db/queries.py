@@ -94,6 +94,19 @@ for update
 """
 
 
+LOOK_FOR_WORK = """-- name: look_for_work \\:one
+select cast(
+    exists (select from tasks where tasks.queue = :p1 and status = 'queued')
+    and coalesce((
+        select max_running > (
+            select count(*) from tasks where tasks.queue = :p1 and status = 'running'
+        )
+        from queue_limits where queue_limits.queue = :p1
+    ), true)
+    as boolean) as found
+"""
+
+
 SUCCEED_TASK = """-- name: succeed_task \\:execrows
 update tasks
 set status = 'succeeded', output = cast(:p1 as json)
@@ -172,6 +185,12 @@ class Querier:
 
     def lock_limit(self, *, queue: str) -> Optional[int]:
         row = self._conn.execute(sqlalchemy.text(LOCK_LIMIT), {"p1": queue}).first()
+        if row is None:
+            return None
+        return row[0]
+
+    def look_for_work(self, *, queue: str) -> Optional[bool]:
+        row = self._conn.execute(sqlalchemy.text(LOOK_FOR_WORK), {"p1": queue}).first()
         if row is None:
             return None
         return row[0]

@@ -192,6 +192,19 @@ for update
 """
 
 
+LOOK_FOR_WORK = """-- name: look_for_work \\:one
+select cast(
+    exists (select from tasks where tasks.queue = :p1 and status = 'queued')
+    and coalesce((
+        select max_running > (
+            select count(*) from tasks where tasks.queue = :p1 and status = 'running'
+        )
+        from queue_limits where queue_limits.queue = :p1
+    ), true)
+    as boolean) as found
+"""
+
+
 REGISTER_WORKER = """-- name: register_worker \\:one
 insert into workers (name, alive_until)
 values (:p1, clock_timestamp() + cast(:p2 as interval))
@@ -403,6 +416,12 @@ class Querier:
 
     def lock_limit(self, *, queue: str) -> Optional[int]:
         row = self._conn.execute(sqlalchemy.text(LOCK_LIMIT), {"p1": queue}).first()
+        if row is None:
+            return None
+        return row[0]
+
+    def look_for_work(self, *, queue: str) -> Optional[bool]:
+        row = self._conn.execute(sqlalchemy.text(LOOK_FOR_WORK), {"p1": queue}).first()
         if row is None:
             return None
         return row[0]

@@ -212,6 +212,19 @@ for update
 """
 
 
+LOOK_FOR_WORK = """-- name: look_for_work \\:one
+select cast(
+    exists (select from tasks where tasks.queue = :p1 and status = 'queued')
+    and coalesce((
+        select max_running > (
+            select count(*) from tasks where tasks.queue = :p1 and status = 'running'
+        )
+        from queue_limits where queue_limits.queue = :p1
+    ), true)
+    as boolean) as found
+"""
+
+
 RECORD_STEP = """-- name: record_step \\:execrows
 with run as (
     select tasks.id from tasks
@@ -223,6 +236,8 @@ select
     run.id, :p1, :p2, :p3, cast(:p4 as json), cast(:p5 as json),
     cast(:p6 as json), :p7
 from run
+where (select coalesce(max(last.position), 0) from event_log as last where last.task_id = run.id)
+    in (cast(:p1 as int) - 1, :p1)
 on conflict (task_id, position) do update
 set kind = excluded.kind, name = excluded.name, input = excluded.input, output = excluded.output,
     error = excluded.error, attempt = excluded.attempt, recorded_at = excluded.recorded_at
@@ -476,6 +491,12 @@ class Querier:
 
     def lock_limit(self, *, queue: str) -> Optional[int]:
         row = self._conn.execute(sqlalchemy.text(LOCK_LIMIT), {"p1": queue}).first()
+        if row is None:
+            return None
+        return row[0]
+
+    def look_for_work(self, *, queue: str) -> Optional[bool]:
+        row = self._conn.execute(sqlalchemy.text(LOOK_FOR_WORK), {"p1": queue}).first()
         if row is None:
             return None
         return row[0]
