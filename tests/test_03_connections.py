@@ -42,10 +42,10 @@ def test_a_worker_that_stands_still_in_its_claim_does_not_keep_the_limit(lesson,
         return count_running(self, **queue)
 
     monkeypatch.setattr(lesson.queries.Querier, "count_running", stand_still)
+    enqueue(lesson, db, "nothing")
     with working(lesson.worker.Worker(db, "slow")):
         assert stands.wait(within(20)), "it holds the lock on the limit"
         try:
-            enqueue(lesson, db, "nothing")
             with working(lesson.worker.Worker(db, "quick")):
                 wait_until(lambda: count(db, "succeeded") == 1, "the other one claims", seconds=15)
         finally:

@@ -73,11 +73,12 @@ def test_the_queries_read_few_rows_in_a_big_table(lesson, db):
         ("wake", all_of.WAKE_TASKS, {}),
         ("take back", all_of.TAKE_BACK_TASKS, {}),
         (
-            "lost claims",
-            all_of.TAKE_BACK_LOST_CLAIMS,
+            "give back",
+            all_of.GIVE_BACK_TASKS,
             {"p1": worker, "p2": [], "p3": timedelta(minutes=1)},
         ),
         ("count", all_of.COUNT_RUNNING, {"p1": "default"}),
+        ("look", all_of.LOOK_FOR_WORK, {"p1": "default"}),
     ]:
         with db.autocommit.connect() as connection:
             plan = connection.execute(

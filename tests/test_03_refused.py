@@ -128,11 +128,17 @@ def test_more_slots_than_connections(lesson, db, caplog):
         execute(db, f"grant usage on schema {db.schema} to {role}")
         execute(db, f"grant all on all tables in schema {db.schema} to {role}")
         few = replace(db, conninfo=make_conninfo(db.conninfo, user=role))
-        ids = several(lesson, db, 100, "send_receipt", 7)
+        ids, running = several(lesson, db, 100, "send_receipt", 7), []
+
+        def all_done():
+            running.append(count(db, "running"))
+            return count(db, "succeeded") == len(ids)
+
         with caplog.at_level(logging.WARNING), working(lesson.worker.Worker(few, "w", slots=40)):
-            wait_until(lambda: count(db, "succeeded") == len(ids), "all is done")
+            wait_until(all_done, "all is done")
         told = [record for record in caplog.records if "too many connections" in record.message]
         assert 1 <= len(told) <= 3
+        assert max(running) <= 8, "what has no slot is left to others"
         few.engine.dispose()
         few.autocommit.dispose()
     finally:

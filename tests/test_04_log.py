@@ -168,8 +168,10 @@ def test_a_log_that_cannot_be_read_fails_its_own_task_only(lesson, db):
     with attempt(lesson, db, id) as (ctx, _):
         ctx.step(lambda key: 1)
     execute(db, "update event_log set output = cast(%s as json)", "1" * 5000)
-    assert run_once(lesson, db, id).status == "waiting"
-    assert "digits" in task_row(db, id).error
+    row = run_once(lesson, db, id)
+    assert row.status == "failed"
+    assert row.error.startswith("Hopeless: Postgres cannot store this, or read it: ")
+    assert "digits" in row.error
 
 
 # In a queue

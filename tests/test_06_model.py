@@ -51,6 +51,9 @@ class Puppet:
     def __init__(self, lesson: Lesson, db: Any, name: str) -> None:
         self.db = replace(db)  # engines of its own
         self.name = name
+        # Without a look first: an idle puppet waits where it claims.
+        claim = lesson.claim.claim
+        lesson.worker.claim = lambda *arguments, look_first: claim(*arguments)  # noqa: ARG005
         self.worker = lesson.worker.Worker(
             self.db, name, slots=1, lease=timedelta(seconds=0.08), grace=timedelta(seconds=5)
         )
