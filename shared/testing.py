@@ -20,11 +20,12 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from shared.database import MARK, Database, open_database, schema_name
+from shared.database import Database, open_database, schema_name
 from shared.lessons import LESSONS, NoSuchLesson, find, lessons, number
 from shared.postgres import server
 from shared.processes import wait_until
 from shared.processes import working as working  # for the tests
+from shared.tables import MARK
 
 
 class Lesson:

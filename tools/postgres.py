@@ -8,7 +8,7 @@ from pathlib import Path
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from shared.postgres import PostgresUnavailable, server
+from shared.postgres import PostgresUnavailable, out_of_sight, server
 from tools.tree import Course
 
 
@@ -29,7 +29,9 @@ def psql(course: Course, lesson: str | None) -> None:
                 file=sys.stderr,
             )
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for psql, which sets a handler
-        sys.exit(subprocess.run([program, "-d", url], check=False).returncode)
+        with out_of_sight(url) as (visible, environment):
+            command = [program, "-d", visible]
+            sys.exit(subprocess.run(command, env=environment, check=False).returncode)
 
 
 def wheel_psql() -> Path:
