@@ -49,14 +49,14 @@ def wheel_psql() -> Path:
 
 def clean(_: Course) -> None:
     """Stop the embedded Postgres and remove all of it."""
-    from shared.embedded import Embedded  # imports what only Unix has
+    from shared.embedded import Embedded, open_file  # imports what only Unix has
 
     embedded = Embedded()
     if not embedded.home.exists():
         print("clean: there is no embedded Postgres to remove")
         return
     with embedded.alone():
-        with (embedded.home / "users").open("a") as users:
+        with open_file(embedded.home / "users") as users:
             if not embedded.lock(users):
                 raise PostgresUnavailable(
                     "The embedded Postgres is in use: a story, worker, test or psql is running."
