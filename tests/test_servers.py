@@ -1,14 +1,18 @@
 """Servers, databases and roles that are set up in other ways: what is set, and what is refused."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+from contextlib import ExitStack
 from datetime import timedelta
+from pathlib import Path
 
 import psycopg
 import pytest
 import sqlalchemy as sa
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from shared import session
 from shared.database import Database, LessonError, open_database
@@ -298,3 +302,130 @@ def test_errors_show_no_row_and_no_parameter(schema):
                 for text in (str(caught.value), str(caught.value.orig), repr(caught.value.orig)):
                     assert card not in text
     assert schema == db.schema
+
+
+@pytest.fixture
+def pooler(postgres, role):
+    """PgBouncer in transaction mode: a function that starts it with more settings; its URL."""
+    program = shutil.which("pgbouncer")
+    if program is None:
+        pytest.skip("pgbouncer is not installed")
+    info = conninfo_to_dict(postgres)
+    if not str(info["host"]).startswith("/"):
+        pytest.skip("made for the embedded server")
+    socket = Path(str(info["host"])).stat()
+    owner, group = socket.st_uid, socket.st_gid  # who may reach the server's socket
+    home = Path(tempfile.mkdtemp(prefix="pooler-"))
+    os.chown(home, owner, -1)
+    with ExitStack() as stack:
+
+        def start(settings):
+            config = home / "pgbouncer.ini"
+            config.write_text(
+                f"[databases]\npostgres = host={info['host']} port={info['port']} user={role}\n"
+                f"[pgbouncer]\nlisten_port = 6432\nunix_socket_dir = {home}\nauth_type = any\n"
+                f"pool_mode = transaction\ndefault_pool_size = 6\nmax_client_conn = 200\n{settings}"
+            )
+            other = {"user": owner, "group": group} if owner != os.geteuid() else {}
+            process = stack.enter_context(subprocess.Popen([program, "-q", config], **other))
+            stack.callback(process.kill)
+            url = f"postgresql://{role}@/postgres?host={home}&port=6432"
+            wait_until((home / ".s.PGSQL.6432").exists, "the pooler listens")
+            return url
+
+        yield start
+    shutil.rmtree(home)
+
+
+def test_a_pooler_that_refuses_the_options(pooler, schema, admin, monkeypatch):
+    monkeypatch.setenv("DATABASE_URL", pooler(""))
+    assert session.POOLERS in refused()
+    assert not exists(admin, schema)
+
+
+def test_a_pooler_that_drops_the_options(pooler, schema, admin, monkeypatch):
+    monkeypatch.setenv("DATABASE_URL", pooler("ignore_startup_parameters = options"))
+    before = tables(admin, "public")
+    assert f"and must be '{schema}'" in refused()
+    assert tables(admin, "public") == before
+    assert not exists(admin, schema)
+
+
+def test_many_clients_behind_a_pooler(pooler, role, schema, admin, monkeypatch):
+    monkeypatch.setenv("DATABASE_URL", pooler(""))
+    monkeypatch.setenv("LESSON_POOLER", "transaction")
+    assert f"and must be '{schema}'" in refused(), "the server is not set up for it yet"
+    assert not exists(admin, schema)
+    admin.execute(f"alter role {role} set search_path = {schema}")
+    admin.execute(f"alter role {role} set timezone = 'UTC'")
+    admin.execute(f"alter role {role} set idle_session_timeout = 0")
+    admin.execute(
+        "select pg_terminate_backend(pid) from pg_stat_activity where usename = %s", (role,)
+    )
+    with open_database(LAST, reset=True) as db:
+        workers = [WorkerProcess(LAST, f"w{n}", "--slots", "15") for n in range(4)]
+        try:
+            with db.autocommit.connect() as connection:
+                connection.execute(
+                    sa.text(
+                        "insert into tasks (name, input)"
+                        " select 'no such function', 'null' from generate_series(1, 300)"
+                    )
+                )
+            done = f"select from {schema}.tasks where status = 'failed'"
+            wait_until(lambda: admin.execute(done).rowcount == 300, "all have ended", 60)
+            sessions = "select from pg_stat_activity where usename = %s"
+            assert admin.execute(sessions, (role,)).rowcount <= 6
+        finally:
+            assert [worker.stop() for worker in workers] == [0] * 4
+        assert not any("must stop" in worker.output() for worker in workers)
+    assert "drop them" in refused(), "who uses them cannot be seen"
+    assert admin.execute(done).rowcount == 300
+
+
+def test_the_pooler_has_one_mode(monkeypatch):
+    monkeypatch.setenv("LESSON_POOLER", "session")
+    assert "LESSON_POOLER is 'session'" in refused()
+
+
+@pytest.fixture
+def standby(own_server, monkeypatch):
+    """A server that can be read from until it is promoted, as after the loss of its primary."""
+    with open_database(LAST, reset=True):
+        pass
+    own_server.stop()
+    signal = own_server.data / "standby.signal"
+    signal.touch()
+    os.chown(signal, own_server.user, own_server.group)
+    monkeypatch.setattr(own_server, "answers", lambda: answers(own_server.url))
+    own_server.start()
+    return own_server
+
+
+def answers(url):
+    try:
+        psycopg.connect(url).close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+def test_a_worker_that_starts_during_a_failover_waits_for_a_primary(standby):
+    worker = WorkerProcess(LAST, "w")
+    try:
+        wait_until(lambda: "waiting for a primary" in worker.output(), "it says that it waits")
+        assert worker.exit_status is None
+        with psycopg.connect(standby.url, autocommit=True) as connection:
+            connection.execute("select pg_promote()")
+        wait_until(worker.has_started, "it works")
+        assert worker.exit_status is None, worker.output()
+    finally:
+        assert worker.stop() == 0, worker.output()
+    assert worker.output().count("waiting for a primary") == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"target_session_attrs": "read-write"}])
+def test_nobody_waits_for_a_primary_for_ever(standby, monkeypatch, options):
+    monkeypatch.setenv("DATABASE_URL", make_conninfo(standby.url, **options))
+    monkeypatch.setenv("TEST_PATIENCE", "0.05")
+    assert "after 1.5 s there is still no primary" in refused(reset=False)
