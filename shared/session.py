@@ -94,7 +94,7 @@ def connect(conninfo: str) -> psycopg.Connection[Any]:
             problem = "the server is a standby, and can only be read from"
         except (psycopg.Error, ValueError) as error:
             problem = str(error).strip()
-            if not _will_pass(problem):
+            if not told and not _will_pass(problem):
                 hint = f" {POOLERS}" if "startup parameter" in problem else ""
                 raise LessonError(f"cannot connect to DATABASE_URL: {problem}{hint}") from None
         if time.monotonic() > deadline:

@@ -152,5 +152,9 @@ def _make(keeper: psycopg.Connection[Any], lesson: Path, name: str) -> None:
             f"somebody has locked tables of {name}: a psql with an open transaction? "
             "End it (`rollback;` or `\\q`) and try again."
         ) from None
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise LessonError(
+            f"{error}. docs/servers.md says which rights the role of DATABASE_URL needs."
+        ) from None
     except psycopg.Error as error:
         raise LessonError(f"{path.name}: {error}") from None

@@ -19,6 +19,7 @@ from shared.database import Database, LessonError, open_database
 from shared.lessons import LESSONS, lessons
 from shared.processes import WorkerProcess, wait_until
 from shared.session import SETTINGS
+from shared.testing import environment
 
 LAST = lessons()[-1]
 # For each setting, one that a server may well have.
@@ -133,6 +134,12 @@ def test_a_database_that_cannot_store_every_text_is_refused(
 def exists(admin, schema):
     found = "select from pg_namespace where nspname = %s"
     return admin.execute(found, (schema,)).rowcount == 1
+
+
+def test_a_role_that_may_make_nothing_is_told_what_it_needs(role, schema, admin):
+    admin.execute(f"alter role {role} nosuperuser")
+    assert "which rights" in refused()
+    assert not exists(admin, schema)
 
 
 def test_where_the_options_are_dropped_nothing_is_made(postgres, schema, admin, monkeypatch):
@@ -425,7 +432,7 @@ def test_a_worker_that_starts_during_a_failover_waits_for_a_primary(standby):
 
 
 @pytest.mark.parametrize("options", [{}, {"target_session_attrs": "read-write"}])
-def test_nobody_waits_for_a_primary_for_ever(standby, monkeypatch, options):
-    monkeypatch.setenv("DATABASE_URL", make_conninfo(standby.url, **options))
-    monkeypatch.setenv("TEST_PATIENCE", "0.05")
-    assert "after 1.5 s there is still no primary" in refused(reset=False)
+def test_nobody_waits_for_a_primary_for_ever(standby, options):
+    url = make_conninfo(standby.url, **options)
+    with environment(DATABASE_URL=url, TEST_PATIENCE="0.05"):
+        assert "after 1.5 s there is still no primary" in refused(reset=False)
