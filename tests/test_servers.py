@@ -47,7 +47,8 @@ def admin(postgres):
 
 @pytest.fixture
 def schema(monkeypatch, admin):
-    name = f"test_servers_{os.getpid()}"
+    # Not test_...: another run drops those that no lock says are in use, and by a pooler none does.
+    name = f"servers_{os.getpid()}"
     monkeypatch.setenv("LESSON_SCHEMA", name)
     yield name
     admin.execute(f"drop schema if exists {name} cascade")
@@ -384,8 +385,8 @@ def test_many_clients_behind_a_pooler(pooler, role, schema, admin, monkeypatch):
             sessions = "select from pg_stat_activity where usename = %s"
             assert admin.execute(sessions, (role,)).rowcount <= 6
         finally:
-            assert [worker.stop() for worker in workers] == [0] * 4
-        assert not any("must stop" in worker.output() for worker in workers)
+            for worker in workers:
+                assert worker.stop() == 0, worker.output()
     assert "drop them" in refused(), "who uses them cannot be seen"
     assert admin.execute(done).rowcount == 300
 
