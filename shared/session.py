@@ -41,6 +41,13 @@ SETTINGS = (
     Setting("idle_in_transaction_session_timeout", "0", "a session ends when its process does"),
     Setting("idle_session_timeout", "0", "it would end the session that says: in use"),
 )
+# What a server behind a pooler may have instead, or the reader's URL.
+AS_GOOD = {
+    ("TimeZone", "Etc/UTC"),
+    ("DateStyle", "ISO, DMY"),
+    ("DateStyle", "ISO, YMD"),
+    ("synchronous_commit", "remote_apply"),
+}
 # What a connection cannot set, or not on every version.
 CHECKED = (
     Setting("server_encoding", "UTF8", "the text of any error can be stored"),
@@ -138,5 +145,4 @@ def check(connection: psycopg.Connection[Any], schema: str) -> None:
 
 
 def _as_wanted(setting: Setting, found: str) -> bool:
-    stronger = ("synchronous_commit", "remote_apply")
-    return found == setting.value or (setting.name, found) == stronger
+    return found == setting.value or (setting.name, found) in AS_GOOD

@@ -365,7 +365,7 @@ def test_many_clients_behind_a_pooler(pooler, role, schema, admin, monkeypatch):
     assert f"and must be '{schema}'" in refused(), "the server is not set up for it yet"
     assert not exists(admin, schema)
     admin.execute(f"alter role {role} set search_path = {schema}")
-    admin.execute(f"alter role {role} set timezone = 'UTC'")
+    admin.execute(f"alter role {role} set timezone = 'Etc/UTC'")
     admin.execute(f"alter role {role} set idle_session_timeout = 0")
     admin.execute(
         "select pg_terminate_backend(pid) from pg_stat_activity where usename = %s", (role,)
