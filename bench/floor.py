@@ -18,6 +18,7 @@ from bench import jobs
 from bench.lesson import Bench, draining, enqueueing, opened, stepping, workflows
 from bench.measures import BATCH, PAYLOAD, Sizes, Values, check
 from shared.database import open_database
+from shared.postgres import out_of_sight
 
 HERE = Path(__file__).resolve().parent
 PAUSE = 0.002  # seconds between two looks into an empty queue
@@ -114,12 +115,14 @@ def benching(bench: Bench, program: str, clients: int, tasks: int) -> Values:
     bench.fill("nothing", PAYLOAD, each * clients)
     script = ["--no-vacuum", "--protocol=prepared", f"--file={HERE / 'pgbench.sql'}"]
     load = [f"--client={clients}", "--jobs=2" if clients > 1 else "--jobs=1"]
-    run = subprocess.run(
-        [program, *script, *load, f"--transactions={each}", bench.db.conninfo],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    with out_of_sight(bench.db.conninfo) as (conninfo, environment):
+        run = subprocess.run(
+            [program, *script, *load, f"--transactions={each}", conninfo],
+            capture_output=True,
+            env=environment,
+            text=True,
+            check=False,
+        )
     rates = re.findall(r"^tps = ([\d.]+)", run.stdout, re.MULTILINE)
     check(run.returncode == 0 and len(rates) == 1, f"pgbench: {run.stderr or run.stdout}")
     bench.check_drained("nothing", each * clients)

@@ -117,7 +117,6 @@ def own_server() -> Iterator[Any]:
 
     home = Path(tempfile.mkdtemp(prefix="chaos-", dir="/var/tmp"))
     own = Embedded()
-    home.chmod(0o711 if own.nobody else 0o700)
     own.home, own.socket, own.data = home, home / "s", home / "data"
     own.url = f"postgresql://postgres@/postgres?host={own.socket}&port=5432"
     users = own.join()

@@ -1,30 +1,25 @@
-"""A lesson's own database schema on the server, made from the lesson's schema.sql."""
+"""A lesson's database: where its tables are, and connections to them."""
 
 import hashlib
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, LiteralString, cast
+from typing import Any, Literal
 
-import click
 import psycopg
 import sqlalchemy as sa
-from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from sqlalchemy.event import listen
 
+from shared import session
 from shared.generated import stale
 from shared.postgres import PostgresUnavailable, server
 from shared.processes import stop_with_parent
-
-MARK = "durable-execution-the-hard-way"
-
-
-class LessonError(click.ClickException):
-    """A lesson cannot start. The message says why and what to do; no traceback is shown."""
+from shared.session import LessonError as LessonError  # for those who open a database
+from shared.tables import prepare
 
 
 @dataclass(frozen=True)
@@ -33,7 +28,7 @@ class Database:
 
     lesson: Path
     schema: str
-    conninfo: str
+    conninfo: str = field(repr=False)  # there may be a password in it
 
     @cached_property
     def engine(self) -> sa.Engine:
@@ -54,17 +49,35 @@ class Database:
         return self._engine("AUTOCOMMIT")
 
     def _engine(self, isolation_level: Literal["READ COMMITTED", "AUTOCOMMIT"]) -> sa.Engine:
-        return sa.create_engine(
+        engine = sa.create_engine(
             "postgresql+psycopg://",
             creator=self.connect,
             pool_size=0,  # as many connections as are asked for
             pool_pre_ping=True,
             isolation_level=isolation_level,
+            hide_parameters=True,
         )
+        listen(engine, "handle_error", _without_rows)
+        return engine
 
     def connect(self, **options: Any) -> psycopg.Connection[Any]:
         """A plain psycopg connection, outside the pool."""
+        if session.pooled():  # the next statement may come to a server that has not prepared it
+            options = {"prepare_threshold": None, **options}
         return psycopg.connect(self.conninfo, **options)
+
+
+def _without_rows(context: sa.engine.ExceptionContext) -> None:
+    """Errors end up in logs and in tables, and their DETAIL and CONTEXT have data of rows in them.
+
+    The message and the hint stay; so does everything in `error.orig.diag`.
+    """
+    error, wrapper = context.original_exception, context.sqlalchemy_exception
+    if isinstance(error, psycopg.Error) and (primary := error.diag.message_primary):
+        hint = error.diag.message_hint
+        error.args = (f"{primary}\nHINT:  {hint}" if hint else primary,)
+        if wrapper is not None:
+            wrapper.args = (f"({type(error).__module__}.{type(error).__name__}) {error}",)
 
 
 def schema_name(lesson: Path) -> str:
@@ -97,97 +110,15 @@ def open_database(lesson: Path, *, reset: bool = False) -> Iterator[Database]:
 
 def _open(url: str, lesson: Path, reset: bool) -> Iterator[Database]:
     schema = os.environ.get("LESSON_SCHEMA") or schema_name(lesson)
-    given = str(conninfo_to_dict(url).get("options") or "")
-    conninfo = make_conninfo(
-        url,
-        options=f"{given} -csearch_path={schema}".strip(),
-        application_name=f"{schema} {os.getpid()}",
-        connect_timeout=10,
-    )
-    db = Database(lesson, schema, conninfo)
-    try:
-        keeper = db.connect(autocommit=True)
-    except psycopg.Error as error:
-        raise LessonError(f"cannot connect to DATABASE_URL: {error}") from None
+    db = Database(lesson, schema, session.conninfo(url, schema))
+    keeper = session.connect(db.conninfo)
     with keeper:  # its lock says "this lesson is in use" until the process ends, however it ends
-        _prepare(keeper, db, reset)
+        session.check(keeper, schema)
+        prepare(keeper, lesson, schema, reset=reset)
+        if session.pooled():
+            keeper.close()  # it has no lock, and is one connection less
         try:
             yield db
         finally:
             for name in {"engine", "autocommit"} & vars(db).keys():
                 getattr(db, name).dispose()
-
-
-def _prepare(keeper: psycopg.Connection[Any], db: Database, reset: bool) -> None:
-    """Users of the schema hold a shared lock on its name; whoever makes it, an exclusive one."""
-    name = (db.schema,)
-    lock = "select pg_{}(hashtextextended(%s, 0))"
-    if reset:
-        keeper.execute("set lock_timeout = '3s'")  # a process that has just ended may hold it still
-        try:
-            keeper.execute(lock.format("advisory_lock"), name)
-        except psycopg.errors.LockNotAvailable:
-            raise LessonError(
-                f"{db.schema} is in use: a story or a worker of this lesson is still running. "
-                "Stop it (Ctrl-C in its terminal) and try again."
-            ) from None
-        _make(keeper, db)
-    else:
-        keeper.execute(lock.format("advisory_lock_shared"), name)
-        if _mark(keeper, db) is None:
-            keeper.execute(lock.format("advisory_unlock_shared"), name)
-            keeper.execute(lock.format("advisory_lock"), name)
-            if _mark(keeper, db) is None:
-                _make(keeper, db)
-            reset = True
-        if _mark(keeper, db) != _expected_mark(db):
-            raise LessonError(
-                "schema.sql has changed since the tables were made. "
-                "`python main.py` drops them and makes them again."
-            )
-    if reset:  # from the exclusive lock to the shared one, without a gap
-        keeper.execute(lock.format("advisory_lock_shared"), name)
-        keeper.execute(lock.format("advisory_unlock"), name)
-
-
-def _mark(keeper: psycopg.Connection[Any], db: Database) -> str | None:
-    """The schema's comment; None if there is no such schema."""
-    row = keeper.execute(
-        "select coalesce(obj_description(oid, 'pg_namespace'), '')"
-        " from pg_namespace where nspname = %s",
-        (db.schema,),
-    ).fetchone()
-    return None if row is None else str(row[0])
-
-
-def _expected_mark(db: Database) -> str:
-    return f"{MARK} {hashlib.sha256((db.lesson / 'schema.sql').read_bytes()).hexdigest()[:16]}"
-
-
-def _make(keeper: psycopg.Connection[Any], db: Database) -> None:
-    """Drop and make the schema in one transaction: a mistake in schema.sql leaves the old one."""
-    mark = _mark(keeper, db)
-    if mark is not None and not mark.startswith(MARK):
-        raise LessonError(
-            f"the database has a schema {db.schema} that this course did not make. "
-            "Rename the lesson's directory or use another DATABASE_URL."
-        )
-    path, schema = db.lesson / "schema.sql", sql.Identifier(db.schema)
-    try:
-        with keeper.transaction():
-            keeper.execute("set local client_min_messages = warning")
-            keeper.execute(sql.SQL("drop schema if exists {} cascade").format(schema))
-            keeper.execute(sql.SQL("create schema {}").format(schema))
-            keeper.execute(cast(LiteralString, path.read_text()))
-            keeper.execute(
-                sql.SQL("comment on schema {} is {}").format(
-                    schema, sql.Literal(_expected_mark(db))
-                )
-            )
-    except psycopg.errors.LockNotAvailable:
-        raise LessonError(
-            f"somebody has locked tables of {db.schema}: a psql with an open transaction? "
-            "End it (`rollback;` or `\\q`) and try again."
-        ) from None
-    except psycopg.Error as error:
-        raise LessonError(f"{path.name}: {error}") from None

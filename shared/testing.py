@@ -20,11 +20,12 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from shared.database import MARK, Database, open_database, schema_name
+from shared.database import Database, open_database, schema_name
 from shared.lessons import LESSONS, NoSuchLesson, find, lessons, number
-from shared.postgres import server
+from shared.postgres import PostgresUnavailable, server
 from shared.processes import wait_until
 from shared.processes import working as working  # for the tests
+from shared.tables import MARK
 
 
 class Lesson:
@@ -102,10 +103,13 @@ def lesson(request: pytest.FixtureRequest) -> Lesson:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """One server for all tests. Schemas that a killed test run left behind are dropped."""
-    with server() as url:
-        drop_test_schemas(url)
-        yield url
-        drop_test_schemas(url)
+    try:
+        with server() as url:
+            drop_test_schemas(url)
+            yield url
+            drop_test_schemas(url)
+    except (PostgresUnavailable, psycopg.OperationalError) as error:
+        pytest.fail(str(error), pytrace=False)  # a traceback would show the URL
 
 
 def drop_test_schemas(url: str) -> None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -284,6 +285,37 @@ def test_nothing_but_a_private_socket(checkout: Checkout) -> None:
     assert not directory.exists()
     for old, path in zip(before, parents, strict=True):
         assert (old.st_mode, old.st_uid) == (path.stat().st_mode, path.stat().st_uid)
+
+
+@no_embedded
+def test_other_users_of_the_machine_can_lock_and_read_nothing(
+    make_checkout: Callable[..., Checkout],
+) -> None:
+    """Not even those that other daemons run as; also in what an older version has left behind."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to be somebody else")
+    checkout = make_checkout()
+    user, url = checkout.enter()
+    query(url, "create table kept as select 42 as n; select 1")
+    checkout.leave(user)
+    os.chmod(checkout.home, 0o711)
+    for path in (checkout.home / "data").rglob("*"):
+        os.chown(path, 65534, 65534, follow_symlinks=False)
+    os.chown(checkout.home / "data", 65534, 65534)
+    for name in ("lock", "users", "running", "server.log"):
+        os.chmod(checkout.home / name, 0o644)
+    user, url = checkout.enter()
+    assert query(url, "select n from kept") == "42"
+    for path in (checkout.home, *checkout.home.iterdir()):
+        for flag in ("-r", "-w", "-x"):
+            look = subprocess.run(["test", flag, str(path)], user=65534, group=65534, check=False)
+            assert look.returncode == 1, (flag, path)
+    server_uid = (checkout.home / "data").stat().st_uid
+    if sys.platform == "linux" and "4294967295" in Path("/proc/self/uid_map").read_text():
+        assert os.stat(f"/proc/{checkout.postmaster()}").st_uid == server_uid
+        with pytest.raises(KeyError):
+            pwd.getpwuid(server_uid)
+    checkout.leave(user)
 
 
 @no_embedded

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from shared.postgres import PostgresUnavailable, server
+from shared.postgres import PostgresUnavailable, out_of_sight, server
 from tools.tree import Course
 
 
@@ -29,7 +29,9 @@ def psql(course: Course, lesson: str | None) -> None:
                 file=sys.stderr,
             )
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for psql, which sets a handler
-        sys.exit(subprocess.run([program, "-d", url], check=False).returncode)
+        with out_of_sight(url) as (visible, environment):
+            command = [program, "-d", visible]
+            sys.exit(subprocess.run(command, env=environment, check=False).returncode)
 
 
 def wheel_psql() -> Path:
@@ -47,14 +49,14 @@ def wheel_psql() -> Path:
 
 def clean(_: Course) -> None:
     """Stop the embedded Postgres and remove all of it."""
-    from shared.embedded import Embedded  # imports what only Unix has
+    from shared.embedded import Embedded, open_file  # imports what only Unix has
 
     embedded = Embedded()
     if not embedded.home.exists():
         print("clean: there is no embedded Postgres to remove")
         return
     with embedded.alone():
-        with (embedded.home / "users").open("a") as users:
+        with open_file(embedded.home / "users") as users:
             if not embedded.lock(users):
                 raise PostgresUnavailable(
                     "The embedded Postgres is in use: a story, worker, test or psql is running."
