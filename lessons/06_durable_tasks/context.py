@@ -51,9 +51,9 @@ class Context(Children):
         """
         # First: a step that is refused takes no position.
         with final():
-            name = check_function(function, STEP_RULE, "key", *args, **kwargs)
             if is_task(function):
-                raise BadInput(f"{name} is a task, and no step: {STEP_RULE}")
+                raise BadInput(f"{function.__name__} is a task, and no step: {STEP_RULE}")
+            name = check_function(function, STEP_RULE, "key", *args, **kwargs)
             input = to_json([list(args), kwargs])
         entry = self._log.next("step", name, input)
         key = self._key(name, input)
