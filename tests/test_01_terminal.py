@@ -1,4 +1,4 @@
-"""Lesson 01: what stands in a row does not reach the terminal as it is, and no log stops the work."""
+"""Lesson 01: a row does not rule the terminal, and a log that cannot be written stops no work."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ def test_what_a_terminal_would_obey_is_escaped():
 
 @pytest.mark.parametrize("column", ["name", "error", "input"])
 def test_status_escapes_what_stands_in_a_row(lesson, db, column):
-    id = enqueue(lesson, db)
+    id = enqueue(lesson, db, "divide")
     values = {"name": "n", "error": "E", "input": '"i"', column: f'"{EVIL}"'}
     attempt = "attempt = 1, " if hasattr(lesson, "fence") else ""
     execute(
@@ -43,7 +43,7 @@ def test_status_escapes_what_stands_in_a_row(lesson, db, column):
 
 
 def test_status_of_large_rows_is_short_and_soon_there(lesson, db):
-    several(lesson, db, 10, input="x" * 900_000)
+    several(lesson, db, 10, "divide", "x" * 900_000)
     started = time.monotonic()
     shown = run_verb(lesson, "status")
     assert time.monotonic() - started < within(10)
@@ -124,7 +124,7 @@ def test_a_line_of_an_error_is_not_taken_for_one_of_the_workers(lesson, db, tmp_
 
 
 def test_reset_makes_the_tables_anew(lesson, db):
-    enqueue(lesson, db)
+    enqueue(lesson, db, "divide")
     schema = "test_reset"
     shown = subprocess.run(
         [sys.executable, "main.py", "reset"],
