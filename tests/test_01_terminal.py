@@ -125,7 +125,7 @@ def test_a_line_of_an_error_is_not_taken_for_one_of_the_workers(lesson, db, tmp_
 
 def test_reset_makes_the_tables_anew(lesson, db):
     enqueue(lesson, db, "divide")
-    schema = "test_reset"
+    schema = f"test_{os.getpid()}_reset"
     shown = subprocess.run(
         [sys.executable, "main.py", "reset"],
         cwd=lesson.path,
@@ -136,22 +136,23 @@ def test_reset_makes_the_tables_anew(lesson, db):
     )
     assert shown.returncode == 0, shown.stderr
     assert "empty" in shown.stdout
-    assert execute(db, "select to_regclass('test_reset.tasks') is not null") == [(True,)]
-    execute(db, "drop schema test_reset cascade")
+    assert execute(db, "select to_regclass(%s) is not null", f"{schema}.tasks") == [(True,)]
+    execute(db, f"drop schema {schema} cascade")
 
 
 def test_a_story_that_runs_out_of_time_says_what_to_do(lesson, db):
     """A deadline of no time at all."""
+    schema = f"test_{os.getpid()}_out_of_time"
     shown = subprocess.run(
         [sys.executable, "main.py"],
         cwd=lesson.path,
         capture_output=True,
         text=True,
-        env={**os.environ, "LESSON_SCHEMA": "test_out_of_time", "TEST_PATIENCE": "0.001"},
+        env={**os.environ, "LESSON_SCHEMA": schema, "TEST_PATIENCE": "0.001"},
         check=False,
         timeout=within(60),
     )
-    execute(db, "drop schema test_out_of_time cascade")
+    execute(db, f"drop schema {schema} cascade")
     assert shown.returncode == 1
     assert "Traceback" not in shown.stderr
     assert "TEST_PATIENCE" in shown.stderr
