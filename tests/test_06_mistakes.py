@@ -6,8 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from shared.testing import wait_until, working
 from tests.helpers import (
     attempt,
+    count,
     define,
     enqueue,
     execute,
@@ -135,3 +137,40 @@ def test_a_child_has_a_key_of_its_own(lesson, db):
     for id in (ids[0], ids[0], ids[1]):
         run_once(lesson, db, id)
     assert keys[0] == keys[1] != keys[2]
+
+
+# Edits that pass, as lesson 06 says
+
+
+WAITS = {
+    "as it was": lambda ctx, task: ctx.gather(ctx.spawn(task, 1), ctx.spawn(task, 2)),
+    "single results": lambda ctx, task: [
+        ctx.result(child) for child in [ctx.spawn(task, 1), ctx.spawn(task, 2)]
+    ],
+    "as_completed": lambda ctx, task: list(
+        ctx.as_completed(ctx.spawn(task, 1), ctx.spawn(task, 2))
+    ),
+    "no wait": lambda ctx, task: [ctx.spawn(task, 1), ctx.spawn(task, 2)],
+    "other options": lambda ctx, task: [
+        ctx.spawn(task, 1, priority=9, queue="other"),
+        ctx.spawn(task, 2, max_attempts=1),
+    ],
+}
+
+
+@pytest.mark.parametrize("edit", WAITS.values(), ids=WAITS.keys())
+def test_waits_and_options_are_not_compared(lesson, db, edit):
+    double = define(lesson).double
+    id = new_task(lesson, db)
+    with attempt(lesson, db, id) as (ctx, _):
+        ctx.spawn(double, 1), ctx.spawn(double, 2)
+        ctx.step(a_step, 3)
+        log = log_of(db, id)
+    with working(lesson.worker.Worker(db, "w")):
+        wait_until(lambda: count(db, "succeeded") == 2, "the children have ended")
+    with attempt(lesson, db, id) as (ctx, _):
+        edit(ctx, double)
+        assert ctx.step(a_step, 3) == 3
+    assert [(entry.kind, entry.name, entry.input) for entry in log_of(db, id)] == [
+        (entry.kind, entry.name, entry.input) for entry in log
+    ]
