@@ -8,6 +8,7 @@ task must end, and the invariants are checked. The same seed draws the same faul
 tasks; how they interleave is different every time.
 """
 
+import hashlib
 import json
 import os
 import random
@@ -500,12 +501,22 @@ def possible_effects(task: dict[str, Any]) -> list[str]:
         return [f"receipt {input}"]
     if name == "reserve":
         item = input["item"]
-        return [f"order {input['id']}: {item} reserved, key task of {item}"]
+        return [f"order {input['id']}: {item} reserved, key {task['log_id']}"]
     if name != "fulfil":
         return []
-    key, end = task["log_id"], len(input["items"]) + 2
-    steps = [("card charged", 1), ("confirmation sent", end), ("card refunded", end)]
-    return [f"order {input['id']}: {what}, key {key}/{position}" for what, position in steps]
+    steps = {
+        "charge_card": "card charged",
+        "send_confirmation": "confirmation sent",
+        "refund": "card refunded",
+    }
+    return [f"order {input['id']}: {what}, key {key(task, step)}" for step, what in steps.items()]
+
+
+def key(task: dict[str, Any], step: str) -> str:
+    """That of the one step of this name, which is given what the task is given."""
+    asked = f"1 {step} {json.dumps([[task['input']], {}], sort_keys=True)}"
+    digest = hashlib.sha256(asked.encode())
+    return f"{task['log_id']}/{digest.hexdigest()[:16]}"
 
 
 def expected_log(name: str, input: Any, output: Any) -> list[str]:

@@ -31,6 +31,7 @@ from shared.postgres import server
 from shared.processes import wait_until
 from shared.story import console, say, scene
 from shared.testing import environment, load
+from shared.verbs import PATIENCE
 
 When = Literal["before", "after"]
 Fault = Literal["kill", "stop"]
@@ -208,7 +209,7 @@ class CrashTest:
         return dict(self.rows("select status, count(*) from tasks group by status"))
 
     def ran_twice(self) -> list[str]:
-        """The effects outside the database that happened more often than the workload does them."""
+        """The effects that happened more often than the workload does them if it is undisturbed."""
         mean_to = {"broken_once": 2, "pay": 2, "lost_for_good": 2 if self.number >= 6 else 1}
         ran = Counter(re.split(r", key ", line)[0] for line in self.outside.effects())
         return sorted(what for what, times in ran.items() if times > mean_to.get(what, 1))
@@ -300,11 +301,19 @@ def every_point(test: CrashTest, when: When, fault: Fault = "kill") -> list[Poin
 
 
 def tell_commits(test: CrashTest) -> None:
-    """The commits of an undisturbed run, with what each changed."""
-    scene(f"{test.db.lesson.name}: the commits of a worker that runs the canonical workload")
+    """The workload, and the commits of an undisturbed run, with what each changed."""
+    tell_workload(test)
+    scene(f"{test.db.lesson.name}: the commits of a worker that runs it")
     for at, group in enumerate(test.changes_of_commits(), 1):
         name = statement_name(f"-- name: {group[-1].statement}")
         console.print(Text(f"  {at:3}  {name:16} {'; '.join(c.change for c in group)}"))
+
+
+def tell_workload(test: CrashTest) -> None:
+    scene(f"{test.db.lesson.name}: the canonical workload")
+    for id, expected in test.expected.items():
+        what = workloads.TASKS[expected.name]
+        console.print(Text(f"  task {id}  {expected.name}: {what}"))
 
 
 def tell_point(test: CrashTest, at: int, when: When) -> bool:
@@ -312,6 +321,7 @@ def tell_point(test: CrashTest, at: int, when: When) -> bool:
     test.reset()
     if not test.run_victim(at, when):
         raise click.UsageError(f"there are {len(test.commits)} commits; AT is one of them")
+    tell_workload(test)
     scene(f"{test.db.lesson.name}: the worker is killed {when} its commit number {at}")
     name = ", ".join(test.struck_at)
     done = witness.changes(test.db)
@@ -337,7 +347,8 @@ def tell_point(test: CrashTest, at: int, when: When) -> bool:
     if stuck:
         say(f"{stuck} of them will be running for ever: nothing takes back what a dead worker held")
     twice = test.ran_twice()
-    say(f"effects that happened twice: {', '.join(twice) or 'none'}")
+    say(f"done again because of the kill: {', '.join(twice) or 'nothing'}")
+    say("(what fails once on purpose is done twice in any case, and is not counted)")
     wrong = test.violations(stuck)
     for line in wrong:
         say(f"✗ {line}", style="bold red")
@@ -359,11 +370,14 @@ def told(statuses: dict[str, int]) -> str:
 @click.option("--when", type=click.Choice(["before", "after"]), default="after", show_default=True)
 def main(lesson: Path, at: int | None, when: When) -> None:
     """Kill a worker of LESSON (06, or a directory such as work/06_mine) at a commit."""
-    with crash_test(lesson) as test:
-        if at is None:
-            tell_commits(test)
-        elif not tell_point(test, at, when):
-            sys.exit(1)
+    try:
+        with crash_test(lesson) as test:
+            if at is None:
+                tell_commits(test)
+            elif not tell_point(test, at, when):
+                sys.exit(1)
+    except TimeoutError as error:
+        raise click.ClickException(f"{error}; {PATIENCE}") from None
 
 
 if __name__ == "__main__":

@@ -11,6 +11,17 @@ import sqlalchemy as sa
 
 from shared.outside import Outside
 
+# What each task does, for people.
+TASKS = {
+    "note": "returns its number",
+    "broken": "fails",
+    "broken_once": "fails once on purpose, and works when it is tried again",
+    "lost_for_good": "fails, and says that trying again is of no use",
+    "journey": "durable: the steps pack; pay, which fails once on purpose and is tried again; "
+    "break_down, which fails for good and is caught; arrive",
+    "tour": "durable: the step set_out; two children note side by side; a child "
+    "lost_for_good, whose failure is caught; a child journey; the step come_home",
+}
 Log = list[tuple[str, str]]  # kind and name of each entry
 
 

@@ -1,9 +1,12 @@
 """Narration: one time-stamped line per fact, claims that must hold, and a look at the tables."""
 
+import io
 import logging
+import os
 import sys
 import time
-from typing import Any
+from contextlib import suppress
+from typing import Any, cast
 
 import sqlalchemy as sa
 from rich.console import Console
@@ -11,15 +14,30 @@ from rich.text import Text
 
 from shared.database import Database
 
+# A terminal that lacks a character shows its number: no story ends for a tick.
+if isinstance(stdout := cast(object, sys.stdout), io.TextIOWrapper):
+    stdout.reconfigure(errors="backslashreplace")
 # Lines are never wrapped: a story that is piped into a file reads as it does in a wide terminal.
 console = Console(soft_wrap=True, highlight=False)
 _started = time.monotonic()
 
 
+def printable(text: str) -> str:
+    """What a terminal would obey instead of showing it, escaped; line feeds stay.
+
+    That is whatever Unicode does not count as printable: ESC and the other controls of C0 and C1,
+    and the marks that turn the direction of the text. A row of the database may hold any of them.
+    """
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
+    )
+
+
 def say(fact: str, style: str = "") -> None:
     """Print one fact with the seconds since the program started."""
     stamp = Text(f"{time.monotonic() - _started:6.2f}  ", style="dim")
-    console.print(stamp + Text(fact, style=style))
+    # Indented, so that a line of a stored error cannot pass for one of ours.
+    console.print(stamp + Text(printable(fact).replace("\n", "\n" + 8 * " "), style=style))
 
 
 def scene(title: str) -> None:
@@ -69,10 +87,28 @@ def log_of(db: Database, id: int) -> list[sa.Row[Any]]:
 
 
 class _SayHandler(logging.Handler):
+    """Says a record. One that cannot be written is lost: the disk is full, nobody reads the pipe.
+
+    Whoever logs must not notice. Not written by rich, which keeps what it could not write, and
+    ends the program when the reader of a pipe is gone.
+    """
+
     def emit(self, record: logging.LogRecord) -> None:
-        say(self.format(record), style="yellow" if record.levelno >= logging.WARNING else "")
+        style = "yellow" if record.levelno >= logging.WARNING else ""
+        with suppress(Exception, SystemExit):
+            with console.capture() as line:
+                say(self.format(record), style=style)
+            print(line.get(), end="", flush=True)
 
 
 def say_logs() -> None:
     """Let log records (the engine's, from INFO up) be said as facts of the story."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_SayHandler()])
+
+
+def give_up_output() -> None:
+    """What could not be written must not become the exit status, when Python tries it once more."""
+    try:
+        print(end="", flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

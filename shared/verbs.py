@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from shared.database import Database, open_database
-from shared.story import console, say, say_logs
+from shared.lessons import number
+from shared.story import console, give_up_output, printable, say, say_logs
 
 # A keyword parameter of the lesson's Worker or enqueue is an option if it has a text here.
 WORKER = {
@@ -40,6 +41,31 @@ BY_HAND = {
     "cancel": ("End a task that has not ended, and its children.", "cancelled"),
 }
 
+PATIENCE = "on a slow machine, TEST_PATIENCE=4 in the environment waits four times as long"
+ID = click.IntRange(1, 2**63 - 1)
+# An entry without an outcome: its child has not ended.
+LOG = """
+select position, kind, name, 0 as depth,
+    left(coalesce(error ->> 'error', cast(output as text)), 200) as outcome
+from event_log
+where task_id = :id
+order by position
+"""
+TREE = """
+with recursive tree as (
+    select event_log.*, array[position] as path from event_log where task_id = :id
+    union all
+    select event_log.*, tree.path || event_log.position
+    from tree join event_log on event_log.task_id = tree.child_id
+    where cardinality(tree.path) < 100
+)
+select position, kind, name, cardinality(path) - 1 as depth,
+    left(coalesce(error ->> 'error', cast(output as text)), 200) as outcome
+from tree
+order by path
+limit 10000
+"""
+
 Story = Callable[[Database], None]
 ByHand = Callable[[sa.Connection, int], None]
 
@@ -53,7 +79,16 @@ def group(lesson: Path, story: Story) -> click.Group:
         """Without a verb: the story of this lesson, on fresh tables."""
         if context.invoked_subcommand is None:
             with open_database(lesson, reset=True) as db:
-                story(db)
+                try:
+                    story(db)
+                except TimeoutError as error:
+                    raise click.ClickException(f"{error}; {PATIENCE}") from None
+
+    @main.command("reset")
+    def reset_verb() -> None:
+        """Make the tables anew, and empty, without the story."""
+        with open_database(lesson, reset=True):
+            say("the tables are empty")
 
     return main
 
@@ -76,6 +111,10 @@ def verbs(
     add_worker(main, lesson, worker)
     add_enqueue(main, lesson, enqueue)
     add_status(main, lesson, querier)
+    if hasattr(querier, "load_log") and number(lesson) > 4:  # in lesson 04 it is an exercise
+        add_log(main, lesson, "log", LOG, "Show the event log of a durable task.")
+    if hasattr(querier, "spawn_child"):
+        add_log(main, lesson, "tree", TREE, "Show a task's log, and below each child the child's.")
     if limit is not None:
         add_limit(main, lesson, limit)
     for function in by_hand:
@@ -105,7 +144,10 @@ def add_worker(main: click.Group, lesson: Path, worker: type[Any]) -> None:
 
             signal.signal(signal.SIGINT, stop)
             signal.signal(signal.SIGTERM, stop)
-            running.run()
+            try:
+                running.run()
+            finally:
+                give_up_output()
 
 
 def add_enqueue(main: click.Group, lesson: Path, enqueue: Callable[..., int]) -> None:
@@ -143,7 +185,7 @@ def add_by_hand(main: click.Group, lesson: Path, function: ByHand) -> None:
     help_text, then = BY_HAND[function.__name__]
 
     @main.command(function.__name__, help=help_text)
-    @click.argument("id", type=int)
+    @click.argument("id", type=ID)
     def by_hand_verb(id: int) -> None:
         with open_database(lesson) as db, db.engine.begin() as connection:
             try:
@@ -159,31 +201,42 @@ def add_status(main: click.Group, lesson: Path, querier: type[Any]) -> None:
         """Show how many tasks there are in each status, and the newest ones."""
         with open_database(lesson) as db, db.autocommit.connect() as connection:
             queries = querier(connection)
-            tasks = list(queries.list_tasks(at_most=10))
-            has_workers = hasattr(queries, "list_workers")  # from lesson 03 on, and attempts
-            console.print(table_with_attempts(tasks) if has_workers else table(tasks))
+            console.print(table(list(queries.list_tasks(at_most=10))))
             console.print(", ".join(f"{row.tasks} {row.status}" for row in queries.count_tasks()))
-            if has_workers:
+            if hasattr(queries, "list_workers"):  # from lesson 03 on
                 workers = [f"{worker.name} ({worker.id})" for worker in queries.list_workers()]
-                console.print(f"workers: {', '.join(workers) or 'none'}")
+                console.print(Text(printable(f"workers: {', '.join(workers) or 'none'}")))
 
 
 def table(tasks: Sequence[Any]) -> Table:
-    table = Table("id", "task", "status", "output or error")
+    """The columns that the lesson's ListTasks has: attempts from lesson 03 on, parents from 06."""
+    extra = [name for name in ("worker", "parent") if any(hasattr(t, f"{name}_id") for t in tasks)]
+    tries = ["attempt"] if any(hasattr(task, "attempt") for task in tasks) else []
+    table = Table("id", "task", "status", *tries, *extra, "output or error")
     for task in tasks:
-        call = f"{task.name}({json.dumps(task.input)})"
-        end = {"succeeded": json.dumps(task.output), "failed": task.error}
-        table.add_row(str(task.id), Text(call), task.status, Text(end.get(task.status) or ""))
+        cells = [str(task.id), f"{task.name}({task.input})", task.status]
+        cells += [f"{task.attempt} of {task.max_attempts}" for _ in tries]
+        cells += [str(getattr(task, f"{name}_id") or "") for name in extra]
+        table.add_row(*(Text(printable(cell)) for cell in (*cells, task.outcome)))
     return table
 
 
-def table_with_attempts(tasks: Sequence[Any]) -> Table:
-    table = Table("id", "task", "status", "attempt", "output or error")
-    for task in tasks:
-        call = f"{task.name}({task.input})"
-        attempt = f"{task.attempt} of {task.max_attempts}"
-        table.add_row(str(task.id), Text(call), task.status, attempt, Text(task.outcome))
-    return table
+def add_log(main: click.Group, lesson: Path, name: str, query: str, help_text: str) -> None:
+    @main.command(name, help=help_text)
+    @click.argument("id", type=ID)
+    def log_verb(id: int) -> None:
+        with open_database(lesson) as db, db.autocommit.connect() as connection:
+            look = sa.text("select name, status from tasks where id = :id")
+            task = connection.execute(look, {"id": id}).first()
+            if task is None:
+                raise click.ClickException(f"there is no task {id}; `status` shows the tasks")
+            lines = [f"task {id} {task.name}: {task.status}"]
+            for entry in connection.execute(sa.text(query), {"id": id}):
+                arrow = "" if entry.outcome is None else f" -> {entry.outcome}"
+                indent = 2 * (entry.depth + 1) * " "
+                lines.append(f"{indent}{entry.position} {entry.kind} {entry.name}{arrow}")
+        for line in lines:
+            console.print(Text(printable(line).replace("\n", " ")))
 
 
 class Seconds(click.FloatRange):

@@ -238,6 +238,59 @@ def test_lambdas_nested_functions_and_methods_can_be_steps(lesson, db):
     assert [entry.name for entry in log_of(db, id)] == ["<lambda>", "nested", "charge", "confirm"]
 
 
+# Idempotency keys, of steps that stand at the open end of the log
+
+
+def test_a_key_is_never_another_steps(lesson, db):
+    """The failed step may have been done. What is put into its place must not look like it."""
+    keys = {}
+
+    def charge(key, amount):
+        keys.setdefault(f"charge {amount}", set()).add(key)
+        raise ConnectionError
+
+    def refund(key, amount):
+        keys.setdefault(f"refund {amount}", set()).add(key)
+        raise ConnectionError
+
+    def code(*steps):
+        def order(ctx, _id):
+            for function, amount in steps:
+                ctx.step(function, amount)
+
+        return order
+
+    id = begin(lesson, db, code((charge, 10)))
+    deployed(lesson, db, id, code((refund, 10)))  # another function in its place
+    deployed(lesson, db, id, code((charge, 20)))  # the same with another input
+    deployed(lesson, db, id, code((charge, 10)))  # put back
+    assert [len(each) for each in keys.values()] == [1, 1, 1]
+    assert len(set.union(*keys.values())) == 3
+
+
+def test_a_failed_step_keeps_its_key_if_a_step_is_put_before_it(lesson, db):
+    keys = []
+
+    def charge(key, _id):
+        keys.append(key)
+        if len(keys) == 1:
+            raise ConnectionError
+
+    def order(ctx, id):
+        ctx.step(charge, id)
+
+    id = begin(lesson, db, order)
+
+    def edited(ctx, id):
+        ctx.step(check, id)
+        ctx.step(charge, id)
+
+    edited.__name__ = "order"
+    assert deployed(lesson, db, id, edited).status == "succeeded"
+    assert [entry.name for entry in log_of(db, id)] == ["check", "charge"]
+    assert keys[0] == keys[1], "whoever was charged can tell"
+
+
 # The story's table of identities and edits
 
 

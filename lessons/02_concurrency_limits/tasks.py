@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 
 from db.queries import Querier
-from inputs import BadInput, Json, check_queue, to_json
+from inputs import BadInput, Json, check_function, check_queue, to_json
 
 # Workers look functions up here and nowhere else; a name in a row is never imported. Whoever can
 # write to the table can run a registered function with an input of their own, and no other code.
@@ -17,7 +17,9 @@ Function = TypeVar("Function", bound=Callable[[Any], Json])
 
 def task(function: Function) -> Function:
     """Register `function`, which takes one JSON value and returns one, under its own name."""
-    name = function.__name__
+    name = check_function(function, "a task is a def that takes one JSON value", None)
+    if not name.isidentifier():
+        raise BadInput(f"{name} is no name for a row to call it by: a task is made with def")
     if name in registry:
         raise BadInput(f"there is a task {name!r} already: give this function another name")
     registry[name] = function
@@ -30,7 +32,7 @@ def enqueue(connection: sa.Connection, name: str, input: Json, *, queue: str = "
     It is one INSERT on the caller's connection. In a transaction, the task is there for the workers
     when that transaction commits, and never was if it rolls back.
     """
-    if name not in registry:
+    if name not in list(registry):  # not `in registry`: a dict as a name would be a TypeError
         known = ", ".join(sorted(registry)) or "none; import the module with the tasks"
         raise BadInput(f"there is no task {name!r}; registered: {known}")
     check_queue(queue)

@@ -13,6 +13,7 @@ from inputs import (
     BadInput,
     Json,
     check_duration,
+    check_function,
     check_key,
     check_number,
     check_queue,
@@ -44,7 +45,9 @@ class TaskOptions(TypedDict, total=False):
 
 def task(function: Function) -> Function:
     """Register `function`, which takes one JSON value and returns one, under its own name."""
-    name = function.__name__
+    name = check_function(function, "a task is a def that takes one JSON value", None)
+    if not name.isidentifier():
+        raise BadInput(f"{name} is no name for a row to call it by: a task is made with def")
     if name in registry:
         raise BadInput(f"there is a task {name!r} already: give this function another name")
     registry[name] = function
@@ -68,7 +71,7 @@ def enqueue(
     delay: not before. idempotency_key: a second enqueue of this name with this key returns the
     first one's id.
     """
-    if name not in registry:
+    if name not in list(registry):  # not `in registry`: a dict as a name would be a TypeError
         known = ", ".join(sorted(registry)) or "none; import the module with the tasks"
         raise BadInput(f"there is no task {name!r}; registered: {known}")
     chosen = check_options(**options)
@@ -96,8 +99,12 @@ def check_options(
     priority: int = 0,
     max_attempts: int = 5,
     timeout: timedelta | None = None,
+    **unknown: object,
 ) -> TaskOptions:
     """All options of a new task. BadInput unless they can be stored, and obeyed."""
+    if unknown:
+        known = ", ".join(TaskOptions.__annotations__)
+        raise BadInput(f"there is no option {', '.join(unknown)}; there are {known}")
     check_queue(queue)
     check_number("priority", priority, -MAX_INT, MAX_INT)
     check_number("max_attempts", max_attempts, 1, MAX_INT)

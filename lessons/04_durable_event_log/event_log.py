@@ -1,9 +1,10 @@
 """The event log of a durable task, as one run of it reads and writes it."""
 
 import json
+import threading
 
 from db.queries import LoadLogRow, Querier
-from errors import StepInStep
+from errors import FinalBadInput, StepInStep
 from fence import Fence, Hopeless
 from inputs import Json, to_json
 
@@ -20,6 +21,7 @@ class EventLog:
     def __init__(self, fence: Fence) -> None:
         self.position = 0
         self.in_step = False
+        self._thread = threading.get_ident()
         self._fence = fence
         self._entries: list[Entry] = []
         # Errors that the function has been told in this run. If it goes on, they are settled.
@@ -43,7 +45,15 @@ class EventLog:
         return None
 
     def check(self) -> None:
-        """May the function ask for anything? Raises what has interrupted the run, or StepInStep."""
+        """May the function ask for anything? Raises what has interrupted the run, or StepInStep.
+
+        Several threads would come to their positions in another order each time: FinalBadInput.
+        """
+        if threading.get_ident() != self._thread:
+            raise FinalBadInput(
+                "only the thread that runs the durable function may use its context: "
+                "let a step start threads, and wait for them"
+            )
         self._fence.check()
         if self.in_step:
             raise StepInStep("a step cannot do steps: they would not be done when it is replayed")

@@ -3,7 +3,8 @@
 import json
 import re
 from datetime import timedelta
-from typing import Any
+from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction, signature
+from typing import Any, NoReturn
 
 Json = Any  # what json.loads can return
 MAX_JSON_BYTES = 1_000_000
@@ -46,13 +47,36 @@ def check_key(key: object) -> None:
         )
 
 
+def check_function(function: object, rule: str, /, *args: Any, **kwargs: Any) -> str:
+    """The function's name. BadInput unless it can be called so, and has ended when it returns.
+
+    rule: how such a function is written.
+    """
+    name = getattr(function, "__name__", None)
+    if not callable(function) or not isinstance(name, str):
+        raise BadInput(f"{function!r:.50} is no function with a name: {rule}")
+    if iscoroutinefunction(function) or isasyncgenfunction(function):
+        raise BadInput(f"{name} is async, and nobody would await it: {rule}")
+    if isgeneratorfunction(function):
+        raise BadInput(f"{name} is a generator, and nobody would run it: {rule}")
+    try:
+        parameters = signature(function, follow_wrapped=False)
+    except (TypeError, ValueError):  # some built-in functions do not tell
+        return name
+    try:
+        parameters.bind(*args, **kwargs)
+    except TypeError as error:
+        raise BadInput(f"{name}{parameters!s:.100}: {error}: {rule}") from None
+    return name
+
+
 def to_json(value: Json) -> str:
     """`value` as JSON text that Postgres can store and that reads back as an equal value.
 
     Raises BadInput for what would fail later, or come back as something else.
     """
     try:
-        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False, default=not_json)
         size = len(text.encode())
     except (TypeError, ValueError, RecursionError) as error:  # a set; NaN, half a surrogate; depth
         raise BadInput(f"not JSON: {error}") from None
@@ -66,6 +90,28 @@ def to_json(value: Json) -> str:
     if json.loads(text) != value:
         raise BadInput("JSON would change it: use lists, not tuples, and strings as keys of a dict")
     return text
+
+
+def canonical(value: Json) -> str:
+    """The same text for the same JSON, in whatever order the keys of a dict are.
+
+    As text, because in Python 1 == 1.0 == True. In ASCII, because some characters look alike.
+    """
+    return json.dumps(value, sort_keys=True)
+
+
+HINTS = {
+    "coroutine": "an async function was called, and not awaited; asyncio.run(...) does both",
+    "async_generator": "only an async function can run it; asyncio.run(...) calls one",
+    "generator": "nothing of it has run yet; list(...) does that",
+}
+
+
+def not_json(value: object) -> NoReturn:
+    """json.dumps calls it with what it cannot write."""
+    kind = type(value).__name__
+    hint = f": {HINTS[kind]}" if kind in HINTS else ""
+    raise TypeError(f"a value of type {kind}{hint}")
 
 
 def describe(error: BaseException) -> str:

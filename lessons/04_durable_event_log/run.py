@@ -11,7 +11,7 @@ from context import Context
 from db.queries import ClaimTasksRow, Querier
 from fence import Fence, Hopeless, Interrupted
 from inputs import Json, describe, to_json
-from tasks import NonRetryableError, registry
+from tasks import NonRetryableError, registry, running_key
 from timing import Timing
 
 log = logging.getLogger("worker")
@@ -74,6 +74,7 @@ def call(fence: Fence) -> Json:
     if task.name not in registry:
         raise LookupError(f"this worker knows no task {task.name!r}")
     registered, input = registry[task.name], json.loads(task.input)
+    running_key.set(str(task.log_id))
     if not registered.durable:
         return registered.function(input)
     try:

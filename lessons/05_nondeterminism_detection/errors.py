@@ -1,10 +1,25 @@
 """Errors of steps: as the log keeps them, and as the function gets to see them."""
 
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from inputs import describe
+from inputs import BadInput, describe
 from tasks import NonRetryableError
+
+
+class FinalBadInput(BadInput, NonRetryableError):
+    """Refused by a context: what the function asks for is a mistake, and will be in every run."""
+
+
+@contextmanager
+def final() -> Iterator[None]:
+    """What is refused in here, is refused for good."""
+    try:
+        yield
+    except BadInput as error:
+        raise FinalBadInput(str(error)) from None
 
 
 class StepInStep(NonRetryableError):

@@ -1,18 +1,20 @@
 """Child tasks: what a context starts them with, and waits for them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, Unpack, cast
 
 from db.queries import Querier
-from errors import FinalStepError
+from errors import FinalBadInput, FinalStepError, final
 from event_log import EventLog
 from inputs import BadInput, to_json
-from tasks import TaskOptions, check_options, registry
+from tasks import TaskOptions, check_options, is_task
 
 T = TypeVar("T")
 R = TypeVar("R")
 Function = Callable[[T], R] | Callable[[Any, T], R]  # Any: the Context of a durable task
+
+SPAWN_RULE = "write spawn(f, input), where f is a function with @task or @durable above it"
 
 
 class ChildError(FinalStepError):
@@ -21,9 +23,13 @@ class ChildError(FinalStepError):
 
 @dataclass(frozen=True)
 class Pending(Generic[R]):
-    """An entry that somebody else completes: what `gather` and `as_completed` wait for."""
+    """An entry that somebody else completes: what `gather` and `as_completed` wait for.
+
+    run: the task and the attempt that it belongs to.
+    """
 
     position: int
+    run: tuple[int, int]
 
 
 class Children:
@@ -34,16 +40,17 @@ class Children:
     def spawn(
         self, function: Function[T, R], input: T, **options: Unpack[TaskOptions]
     ) -> Pending[R]:
-        """Start a child task, and do not wait for it. Raises BadInput.
+        """Start a child task, and do not wait for it. Raises FinalBadInput.
 
         function: registered with `task` or `durable`. The log entry and the child's row are written
         in one statement: there is never one without the other.
         """
-        name, text = function.__name__, to_json(input)
-        if name not in registry or registry[name].function is not function:
-            raise BadInput(f"{name} is not registered: put @task or @durable above it")
-        chosen = check_options(**options)
-        return Pending(self._log.open("child", name, text, Querier.spawn_child, **chosen))
+        with final():  # before anything else: a child that is refused takes no position
+            if not is_task(function):
+                raise BadInput(f"{function!r:.50} is not registered: {SPAWN_RULE}")
+            name, text, chosen = function.__name__, to_json(input), check_options(**options)
+        position = self._log.open("child", name, text, Querier.spawn_child, **chosen)
+        return Pending(position, self._log.run)
 
     def run(self, function: Function[T, R], input: T, **options: Unpack[TaskOptions]) -> R:
         """Spawn a child task and wait for its result."""
@@ -51,7 +58,7 @@ class Children:
 
     def result(self, pending: Pending[R]) -> R:
         """Wait until the child has ended; what it returned. Raises ChildError."""
-        entry = self._log.wait([pending.position], enough=1)[0]
+        entry = self._log.wait(self._positions([pending]), enough=1)[0]
         if entry.error is None:
             return cast(R, entry.output)
         self._log.told(entry)
@@ -62,16 +69,28 @@ class Children:
 
         Raises ChildError for the first of them, in that order, that did not succeed.
         """
-        positions = sorted({one.position for one in pending})
+        positions = self._positions(pending)
         self._log.wait(positions, enough=len(positions))
         return [self.result(one) for one in pending]
 
     def as_completed(self, *pending: Pending[R]) -> Iterator[Pending[R]]:
         """The children, each as soon as it has ended. Their order is recorded with their ends."""
-        left = sorted({one.position for one in pending})
+        left = self._positions(pending)
         while left:
             first = self._log.wait(left, enough=1)[0]
             left.remove(first.position)
             if first.error:
                 self._log.told(first)
-            yield Pending(first.position)
+            yield Pending(first.position, self._log.run)
+
+    def _positions(self, pending: Sequence[object]) -> list[int]:
+        """Where they stand in the log. FinalBadInput for what this run has not spawned."""
+        positions: set[int] = set()
+        for one in pending:
+            if not isinstance(one, Pending):
+                rule = "gather(a, b) or gather(*children), with what ctx.spawn has returned"
+                raise FinalBadInput(f"{one!r:.50} is no child to wait for: write {rule}")
+            if one.run != self._log.run:
+                raise FinalBadInput(f"{one} is of another run: wait for what this one has spawned")
+            positions.add(one.position)
+        return sorted(positions)

@@ -1,7 +1,6 @@
 """Does the function ask for what its log has recorded? And if not: what exactly is different?"""
 
 import inspect
-import json
 import traceback
 from pathlib import Path
 from types import FunctionType
@@ -9,7 +8,7 @@ from typing import cast
 
 from db.queries import ClaimTasksRow, LoadLogRow
 from fence import Hopeless
-from inputs import Json
+from inputs import Json, canonical
 from tasks import registry
 
 
@@ -28,14 +27,6 @@ def mismatch(
     place = returned_from(task.name) if kind == "return" else called_from()
     advice = ADVICE.format(id=task.id)
     return NonDeterminismError(f"{explain(entry.position, recorded, asked)}\n{place}\n{advice}")
-
-
-def canonical(value: Json) -> str:
-    """The same text for the same JSON, in whatever order the keys of a dict are.
-
-    As text, because in Python 1 == 1.0 == True. In ASCII, because some characters look alike.
-    """
-    return json.dumps(value, sort_keys=True)
 
 
 COLUMN = 36  # characters, in the message below

@@ -8,7 +8,7 @@ from typing import Any
 
 from context import Context, durable
 from shared.outside import Outside
-from tasks import NonRetryableError, task
+from tasks import NonRetryableError, task, task_key
 
 outside = Outside(Path(__file__).parent)
 
@@ -31,7 +31,7 @@ def reserve(order: Order) -> str:
     if order["item"] == "lamp" and "lamp: in stock" not in outside.effects():
         raise NonRetryableError("sold out")
     time.sleep(0.1)
-    return effect(f"task of {order['item']}", f"{order['item']} reserved", order)
+    return effect(task_key(), f"{order['item']} reserved", order)
 
 
 @durable

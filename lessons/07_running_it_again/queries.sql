@@ -315,10 +315,11 @@ select * from tasks
 where id = @id;
 
 -- name: ListTasks :many
--- The newest tasks, for people to look at. As text, and without timestamps: one row that Python
--- cannot read must not keep anybody from seeing the others.
-select id, name, cast(input as text) as input, status, attempt, max_attempts,
-    coalesce(error, cast(output as text), '') as outcome
+-- The newest tasks, for people to look at. As text, which is cut: one row that Python cannot read,
+-- or a megabyte in each, must not keep anybody from seeing the others.
+select id, left(name, 100) as name, left(cast(input as text), 200) as input, status, attempt, max_attempts,
+    worker_id, parent_id,
+    left(coalesce(error, cast(output as text), ''), 1000) as outcome
 from tasks
 order by id desc
 limit sqlc.arg(at_most);

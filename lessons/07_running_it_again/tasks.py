@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypedDict, TypeVar, Unpack
@@ -14,6 +15,7 @@ from inputs import (
     BadInput,
     Json,
     check_duration,
+    check_function,
     check_key,
     check_number,
     check_queue,
@@ -54,15 +56,35 @@ class TaskOptions(TypedDict, total=False):
 
 def task(function: Function) -> Function:
     """Register `function`, which takes one JSON value and returns one, under its own name."""
-    register(function, durable=False)
+    rule = "a task is a def that takes one JSON value"
+    register(check_function(function, rule, None), function, durable=False)
     return function
 
 
-def register(function: Callable[..., Json], *, durable: bool) -> None:
-    name = function.__name__
+def register(name: str, function: Callable[..., Json], *, durable: bool) -> None:
+    if not name.isidentifier():
+        raise BadInput(f"{name} is no name for a row to call it by: a task is made with def")
     if name in registry:
         raise BadInput(f"there is a task {name!r} already: give this function another name")
     registry[name] = Registered(function, durable)
+
+
+def is_task(function: object) -> bool:
+    """Is it registered? Another function of the same name is not."""
+    registered = registry.get(getattr(function, "__name__", ""))
+    return registered is not None and registered.function is function
+
+
+# Set by whoever calls a task's function, for that call.
+running_key: ContextVar[str] = ContextVar("running_key")
+
+
+def task_key() -> str:
+    """The idempotency key of the task that calls this, for what it does outside of the database.
+
+    The same in each of its attempts, and no other task's. A durable task's steps get their own.
+    """
+    return running_key.get()
 
 
 def enqueue(
@@ -82,7 +104,7 @@ def enqueue(
     delay: not before. idempotency_key: a second enqueue of this name with this key returns the
     first one's id.
     """
-    if name not in registry:
+    if name not in list(registry):  # not `in registry`: a dict as a name would be a TypeError
         known = ", ".join(sorted(registry)) or "none; import the module with the tasks"
         raise BadInput(f"there is no task {name!r}; registered: {known}")
     chosen = check_options(**options)
@@ -110,8 +132,12 @@ def check_options(
     priority: int = 0,
     max_attempts: int = 5,
     timeout: timedelta | None = None,
+    **unknown: object,
 ) -> TaskOptions:
     """All options of a new task. BadInput unless they can be stored, and obeyed."""
+    if unknown:
+        known = ", ".join(TaskOptions.__annotations__)
+        raise BadInput(f"there is no option {', '.join(unknown)}; there are {known}")
     check_queue(queue)
     check_number("priority", priority, -MAX_INT, MAX_INT)
     check_number("max_attempts", max_attempts, 1, MAX_INT)

@@ -65,10 +65,21 @@ where id = :p1
 
 
 LIST_TASKS = """-- name: list_tasks \\:many
-select id, name, input, status, output, error, created_at from tasks
+select id, left(name, 100) as name, left(cast(input as text), 200) as input, status,
+    left(coalesce(error, cast(output as text), ''), 1000) as outcome
+from tasks
 order by id desc
 limit :p1
 """
+
+
+@dataclasses.dataclass()
+class ListTasksRow:
+    id: int
+    name: str
+    input: str
+    status: str
+    outcome: str
 
 
 SUCCEED_TASK = """-- name: succeed_task \\:execrows
@@ -124,17 +135,15 @@ class Querier:
             created_at=row[6],
         )
 
-    def list_tasks(self, *, at_most: int) -> Iterator[models.Task]:
+    def list_tasks(self, *, at_most: int) -> Iterator[ListTasksRow]:
         result = self._conn.execute(sqlalchemy.text(LIST_TASKS), {"p1": at_most})
         for row in result:
-            yield models.Task(
+            yield ListTasksRow(
                 id=row[0],
                 name=row[1],
                 input=row[2],
                 status=row[3],
-                output=row[4],
-                error=row[5],
-                created_at=row[6],
+                outcome=row[4],
             )
 
     def succeed_task(self, *, output: Any, id: int) -> int:

@@ -81,10 +81,21 @@ on conflict (queue) do update set max_running = excluded.max_running
 
 
 LIST_TASKS = """-- name: list_tasks \\:many
-select id, queue, name, input, status, output, error, created_at from tasks
+select id, left(name, 100) as name, left(cast(input as text), 200) as input, status,
+    left(coalesce(error, cast(output as text), ''), 1000) as outcome
+from tasks
 order by id desc
 limit :p1
 """
+
+
+@dataclasses.dataclass()
+class ListTasksRow:
+    id: int
+    name: str
+    input: str
+    status: str
+    outcome: str
 
 
 LOCK_LIMIT = """-- name: lock_limit \\:one
@@ -169,18 +180,15 @@ class Querier:
     def limit_queue(self, *, queue: str, max_running: int) -> None:
         self._conn.execute(sqlalchemy.text(LIMIT_QUEUE), {"p1": queue, "p2": max_running})
 
-    def list_tasks(self, *, at_most: int) -> Iterator[models.Task]:
+    def list_tasks(self, *, at_most: int) -> Iterator[ListTasksRow]:
         result = self._conn.execute(sqlalchemy.text(LIST_TASKS), {"p1": at_most})
         for row in result:
-            yield models.Task(
+            yield ListTasksRow(
                 id=row[0],
-                queue=row[1],
-                name=row[2],
-                input=row[3],
-                status=row[4],
-                output=row[5],
-                error=row[6],
-                created_at=row[7],
+                name=row[1],
+                input=row[2],
+                status=row[3],
+                outcome=row[4],
             )
 
     def lock_limit(self, *, queue: str) -> Optional[int]:

@@ -156,8 +156,9 @@ on conflict (queue) do update set max_running = excluded.max_running
 
 
 LIST_TASKS = """-- name: list_tasks \\:many
-select id, name, cast(input as text) as input, status, attempt, max_attempts,
-    coalesce(error, cast(output as text), '') as outcome
+select id, left(name, 100) as name, left(cast(input as text), 200) as input, status, attempt, max_attempts,
+    worker_id,
+    left(coalesce(error, cast(output as text), ''), 1000) as outcome
 from tasks
 order by id desc
 limit :p1
@@ -172,6 +173,7 @@ class ListTasksRow:
     status: str
     attempt: int
     max_attempts: int
+    worker_id: Optional[int]
     outcome: str
 
 
@@ -458,7 +460,8 @@ class Querier:
                 status=row[3],
                 attempt=row[4],
                 max_attempts=row[5],
-                outcome=row[6],
+                worker_id=row[6],
+                outcome=row[7],
             )
 
     def list_workers(self) -> Iterator[ListWorkersRow]:

@@ -266,8 +266,9 @@ class ListFailedEntriesRow:
 
 
 LIST_TASKS = """-- name: list_tasks \\:many
-select id, name, cast(input as text) as input, status, attempt, max_attempts,
-    coalesce(error, cast(output as text), '') as outcome
+select id, left(name, 100) as name, left(cast(input as text), 200) as input, status, attempt, max_attempts,
+    worker_id, parent_id,
+    left(coalesce(error, cast(output as text), ''), 1000) as outcome
 from tasks
 order by id desc
 limit :p1
@@ -282,6 +283,8 @@ class ListTasksRow:
     status: str
     attempt: int
     max_attempts: int
+    worker_id: Optional[int]
+    parent_id: Optional[int]
     outcome: str
 
 
@@ -709,7 +712,9 @@ class Querier:
                 status=row[3],
                 attempt=row[4],
                 max_attempts=row[5],
-                outcome=row[6],
+                worker_id=row[6],
+                parent_id=row[7],
+                outcome=row[8],
             )
 
     def list_workers(self) -> Iterator[ListWorkersRow]:
