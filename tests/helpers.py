@@ -172,7 +172,7 @@ def revive(queue, id):
 def take_back(lesson, db):
     """What any worker does in its upkeep: the ids of what was lost, and what has become of it."""
     with queries(lesson, db) as queue:
-        list(queue.bury_workers())
+        list(queue.bury_workers(worker_id=0))
         taken = list(queue.take_back_tasks())
         if hasattr(queue, "fail_lost_child"):
             while failed := list(queue.fail_lost_child()):

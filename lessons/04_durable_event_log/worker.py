@@ -154,6 +154,7 @@ class Worker:
 
     def _keep_up(self) -> None:
         def do_chores(queries: Querier) -> None:
+            self.lease.bury_others(queries)
             for chore in CHORES:
                 chore(queries)
             self.lease.give_back(queries, self._running.copy())

@@ -152,10 +152,11 @@ where id = @id;
 -- name: BuryWorkers :many
 -- A heartbeat that comes at the same moment waits for the row's lock and then finds no row, or has
 -- the lock, and is passed over here: a worker is never both alive and buried.
+-- Whoever asks is alive. If its machine has slept, its own lease may have run out all the same.
 delete from workers
 where id = any (array(
     select id from workers
-    where alive_until < clock_timestamp()
+    where alive_until < clock_timestamp() and workers.id <> @worker_id
     order by id
     for update skip locked
 ))

@@ -12,11 +12,6 @@ def wake(queries: Querier) -> None:
     queries.wake_tasks()
 
 
-def bury(queries: Querier) -> None:
-    for worker in queries.bury_workers():
-        log.warning("worker %s is dead", worker.name)
-
-
 def take_back(queries: Querier) -> None:
     lost_tasks = list(queries.take_back_tasks())
     while failed := list(queries.fail_lost_child()):  # one
@@ -30,4 +25,4 @@ def cancel_orphans(queries: Querier) -> None:
         pass
 
 
-CHORES: list[Callable[[Querier], None]] = [wake, cancel_orphans, bury, take_back]
+CHORES: list[Callable[[Querier], None]] = [wake, cancel_orphans, take_back]

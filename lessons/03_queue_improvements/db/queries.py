@@ -20,7 +20,7 @@ BURY_WORKERS = """-- name: bury_workers \\:many
 delete from workers
 where id = any (array(
     select id from workers
-    where alive_until < clock_timestamp()
+    where alive_until < clock_timestamp() and workers.id <> :p1
     order by id
     for update skip locked
 ))
@@ -273,8 +273,8 @@ class Querier:
     def bound_idle_time(self) -> None:
         self._conn.execute(sqlalchemy.text(BOUND_IDLE_TIME))
 
-    def bury_workers(self) -> Iterator[BuryWorkersRow]:
-        result = self._conn.execute(sqlalchemy.text(BURY_WORKERS))
+    def bury_workers(self, *, worker_id: int) -> Iterator[BuryWorkersRow]:
+        result = self._conn.execute(sqlalchemy.text(BURY_WORKERS), {"p1": worker_id})
         for row in result:
             yield BuryWorkersRow(
                 id=row[0],
