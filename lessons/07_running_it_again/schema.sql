@@ -140,8 +140,12 @@ create table event_log (
 
 comment on table event_log is 'One entry: what a durable task has done, or waits for.';
 
+-- What the functions below call tasks is what stands here: in this schema, whoever has changed a row,
+-- and with whatever search_path. A temporary table comes last; where pg_temp is not named, it comes first.
+select set_config('search_path', quote_ident(current_schema()) || ', pg_temp', false);
+
 -- An entry gets its answer from somebody else: its log's task learns of it, and is woken if it waits for
--- no more than this. Only the first answer counts; false: there was one before.
+-- no more than this. Only the first answer counts; false: there was one before, or the task is gone.
 -- The task's row is what the two sides meet at. A run that wants to suspend changes the same row, and
 -- only if `completions` is still what it knows: either it sees this completion, or this sees it waiting.
 -- The lock comes first, in a statement of its own: a statement that has waited for a lock looks at the
@@ -174,16 +178,20 @@ end
 $$;
 
 -- The end of a child completes its entry in the parent's log, in the transaction that ends it: whichever
--- statement that is, also one typed into psql, with whatever search_path. Rows are locked from the child
--- to the parent, never the other way round.
+-- statement that is, also one typed into psql, and also one that deletes a child that has not ended. Rows
+-- are locked from the child to the parent, never the other way round.
 -- A child that is retried or replayed by hand may end again, when the parent has perhaps gone on from its
 -- first end: complete_entry counts only that.
-create function tell_parent() returns trigger language plpgsql set search_path from current as $$
+-- With the rights of the tables' owner: whoever may end a child need not be allowed to write into logs.
+create function tell_parent() returns trigger
+language plpgsql security definer set search_path from current as $$
+declare
+    child tasks := coalesce(new, old);
+    failure text := case when tg_op = 'DELETE' then 'Deleted' else coalesce(child.error, 'Cancelled') end;
 begin
-    perform complete_entry(new.parent_id, new.parent_position, new.output, case
-        when new.status <> 'succeeded' then json_build_object(
-            'type', split_part(coalesce(new.error, 'Cancelled'), ':', 1),
-            'error', coalesce(new.error, 'Cancelled'), 'traceback', '', 'final', true
+    perform complete_entry(child.parent_id, child.parent_position, child.output, case
+        when child.status <> 'succeeded' then json_build_object(
+            'type', split_part(failure, ':', 1), 'error', failure, 'traceback', '', 'final', true
         )
     end);
     return null;
@@ -193,3 +201,10 @@ $$;
 create trigger tell_parent after update of status on tasks for each row
 when (new.parent_id is not null and new.status in ('succeeded', 'failed', 'cancelled'))
 execute function tell_parent();
+
+create trigger tell_parent_of_deletion after delete on tasks for each row
+when (old.parent_id is not null and old.status in ('queued', 'running', 'waiting'))
+execute function tell_parent();
+
+-- Everybody may call a new function. These are for the triggers.
+revoke execute on function complete_entry, tell_parent from public;
