@@ -175,7 +175,7 @@ def test_a_parent_hears_that_its_child_was_deleted(lesson, db, status):
     if status == "running":
         assert finish(lesson, db, task) == 0
     with context(lesson, db, claim_one(lesson, db, id)) as ctx:
-        with pytest.raises(lesson.children.ChildError, match="^double: Deleted$") as caught:
+        with pytest.raises(lesson.children.ChildError, match=r"^double: Deleted$") as caught:
             ctx.run(define(lesson).double, 0)
         assert caught.value.type == "Deleted"
 

@@ -13,10 +13,7 @@ def wake(queries: Querier) -> None:
 
 
 def take_back(queries: Querier) -> None:
-    lost_tasks = list(queries.take_back_tasks())
-    while failed := list(queries.fail_lost_child()):  # one
-        lost_tasks += failed
-    for lost in lost_tasks:
+    for lost in queries.take_back_tasks():
         log.warning("task %d, %s: %s", lost.id, lost.status, lost.error)
 
 

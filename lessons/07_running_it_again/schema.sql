@@ -64,6 +64,7 @@ create table tasks (
     completions int not null default 0,      -- how many entries of its log somebody else has completed
     awaits     int[],                        -- waiting for the entries at these positions
     wake_after int,                          -- until so many of them are complete
+    swept      boolean not null default false,  -- cancelled, and its children have ended
     created_at timestamptz not null default clock_timestamp(),
     constraint output_if_succeeded check ((status = 'succeeded') = (output is not null)),
     constraint error_if_failed check (status <> 'failed' or error is not null),
@@ -93,11 +94,11 @@ create index tasks_running on tasks (queue) where status = 'running';
 create unique index tasks_positions on tasks (parent_id, parent_position)
     where parent_id is not null;
 
--- CancelOrphans: the children that have not ended, and the tasks that were cancelled. It begins with
--- whichever are fewer.
+-- CancelOrphans: the tasks that were cancelled and may have children to cancel, and these children. As a
+-- rule there are none of the former.
+create index tasks_cancelled on tasks (id) where status = 'cancelled' and not swept;
 create index tasks_children on tasks (parent_id)
     where parent_id is not null and status in ('queued', 'running', 'waiting');
-create index tasks_cancelled on tasks (id) where status = 'cancelled';
 
 -- One task for a name and a key. Whatever is not in an index costs it nothing: a unique constraint
 -- would have an entry for each task without a key, and another one whenever its row changes.
@@ -205,6 +206,18 @@ execute function tell_parent();
 create trigger tell_parent_of_deletion after delete on tasks for each row
 when (old.parent_id is not null and old.status in ('queued', 'running', 'waiting'))
 execute function tell_parent();
+
+-- Volatile, as functions are unless told otherwise: it looks at what is committed when it is called, and
+-- not when the statement began that calls it.
+create function has_living_children(its_task bigint) returns boolean
+language plpgsql volatile set search_path from current as $$
+begin
+    return exists (
+        select from tasks
+        where parent_id = its_task and status in ('queued', 'running', 'waiting')
+    );
+end
+$$;
 
 -- Everybody may call a new function. These are for the triggers.
 revoke execute on function complete_entry, tell_parent from public;

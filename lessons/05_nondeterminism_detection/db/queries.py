@@ -274,25 +274,36 @@ where id = :p2 and attempt = :p3 and status = 'running'
 
 TAKE_BACK_TASKS = """-- name: take_back_tasks \\:many
 with lost as materialized (
-    select tasks.id, tasks.attempt from tasks
+    select tasks.id, tasks.attempt, case
+        when workers.id is null and exists (
+            select from event_log
+            where event_log.task_id = tasks.id and event_log.attempt = tasks.attempt
+            and event_log.error is null
+        )
+        then tasks.attempt
+        else tasks.uncounted
+    end as uncounted
+    from tasks
     left join workers on workers.id = tasks.worker_id
     where tasks.status = 'running'
     and (workers.id is null or tasks.started_at < clock_timestamp() - tasks.timeout)
 )
 update tasks
-set status = case when attempt - uncounted < max_attempts then 'queued' else 'failed' end,
+set status = case when tasks.attempt - lost.uncounted < max_attempts then 'queued' else 'failed' end,
+    uncounted = lost.uncounted,
     error = case
         when started_at < clock_timestamp() - timeout then 'Timeout\\: the run took too long'
         else 'WorkerDied\\: the worker that ran it is gone'
     end
-where id = any (array(
+from lost
+where lost.id = tasks.id and tasks.id = any (array(
     select tasks.id from tasks
     join lost on lost.id = tasks.id and lost.attempt = tasks.attempt
     where tasks.status = 'running'
     order by tasks.id
     for update of tasks skip locked
 ))
-returning id, name, status, attempt, error
+returning tasks.id, name, status, tasks.attempt, error
 """
 
 
