@@ -251,6 +251,7 @@ def id_of(worker):
 def by_hand(lesson, db, name, id):
     """cancel, retry or replay, in a transaction of its own. Raises BadInput."""
     with db.engine.begin() as connection:
+        patiently(connection, 10)
         getattr(lesson.control, name)(connection, id)
 
 
