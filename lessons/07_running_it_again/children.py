@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, Unpack, cast
 
-from db.queries import Querier
+from db.queries import ClaimTasksRow, Querier
 from errors import FinalStepError
 from event_log import EventLog
 from inputs import BadInput, to_json
@@ -18,6 +18,18 @@ Function = Callable[[T], R] | Callable[[Any, T], R]  # Any: the Context of a dur
 class ChildError(FinalStepError):
     """A child task has failed for good, or was cancelled."""
 
+    def __init__(self, child: str, error: dict[str, Any]) -> None:
+        # A child that failed because of its own child tells of that: the path, and the cause. The
+        # middle of a long path is left out, so that the cause is not cut off.
+        path, cause = [child], error["error"]
+        if error["type"] == "ChildError":
+            below, _, cause = cause.removeprefix("ChildError: ").partition(": ")
+            path += below.split(" > ")
+        if len(path) > 4:
+            path[2:-2] = ["…"]
+        super().__init__(" > ".join(path), {**error, "error": cause})
+        self.step = child
+
 
 @dataclass(frozen=True)
 class Pending(Generic[R]):
@@ -29,6 +41,7 @@ class Pending(Generic[R]):
 class Children:
     """The part of a Context that has to do with child tasks."""
 
+    _task: ClaimTasksRow
     _log: EventLog
 
     def spawn(
@@ -36,13 +49,14 @@ class Children:
     ) -> Pending[R]:
         """Start a child task, and do not wait for it. Raises BadInput.
 
-        function: registered with `task` or `durable`. The log entry and the child's row are written
-        in one statement: there is never one without the other.
+        function: registered with `task` or `durable`. options: as of `enqueue`, but that the queue
+        is the parent's. The log entry and the child's row are written in one statement: there is
+        never one without the other.
         """
         name, text = function.__name__, to_json(input)
         if name not in registry or registry[name].function is not function:
             raise BadInput(f"{name} is not registered: put @task or @durable above it")
-        chosen = check_options(**options)
+        chosen = check_options(**{"queue": self._task.queue, **options})
         return Pending(self._log.open("child", name, text, Querier.spawn_child, **chosen))
 
     def run(self, function: Function[T, R], input: T, **options: Unpack[TaskOptions]) -> R:

@@ -68,7 +68,7 @@ where id = any (array(
     for update skip locked
 ))
 returning id, name, cast(input as text) as input, priority, attempt, max_attempts, log_id,
-    uncounted, completions;
+    uncounted, queue, completions;
 
 -- name: SucceedTask :execrows
 -- The fence: only the attempt that the task is in may finish it. A worker that was taken for dead

@@ -73,7 +73,7 @@ where id = any (array(
     for update skip locked
 ))
 returning id, name, cast(input as text) as input, priority, attempt, max_attempts, log_id,
-    uncounted, completions
+    uncounted, queue, completions
 """
 
 
@@ -87,6 +87,7 @@ class ClaimTasksRow:
     max_attempts: int
     log_id: uuid.UUID
     uncounted: int
+    queue: str
     completions: int
 
 
@@ -574,7 +575,8 @@ class Querier:
                 max_attempts=row[5],
                 log_id=row[6],
                 uncounted=row[7],
-                completions=row[8],
+                queue=row[8],
+                completions=row[9],
             )
 
     def count_running(self, *, queue: str) -> Optional[int]:
