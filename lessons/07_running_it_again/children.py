@@ -56,7 +56,8 @@ class Children:
         name, text = function.__name__, to_json(input)
         if name not in registry or registry[name].function is not function:
             raise BadInput(f"{name} is not registered: put @task or @durable above it")
-        chosen = check_options(**{"queue": self._task.queue, **options})
+        options.setdefault("queue", self._task.queue)
+        chosen = check_options(**options)
         return Pending(self._log.open("child", name, text, Querier.spawn_child, **chosen))
 
     def run(self, function: Function[T, R], input: T, **options: Unpack[TaskOptions]) -> R:
