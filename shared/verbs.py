@@ -209,13 +209,13 @@ def add_status(main: click.Group, lesson: Path, querier: type[Any]) -> None:
 
 
 def table(tasks: Sequence[Any]) -> Table:
-    """The columns that the lesson's ListTasks has: attempts from lesson 03 on, parents from 06."""
+    """The columns that the lesson's ListTasks has: tries from lesson 03 on, parents from 06."""
     extra = [name for name in ("worker", "parent") if any(hasattr(t, f"{name}_id") for t in tasks)]
-    tries = ["attempt"] if any(hasattr(task, "attempt") for task in tasks) else []
+    tries = ["tries"] if any(hasattr(task, "tries") for task in tasks) else []
     table = Table("id", "task", "status", *tries, *extra, "output or error")
     for task in tasks:
         cells = [str(task.id), f"{task.name}({task.input})", task.status]
-        cells += [f"{task.attempt} of {task.max_attempts}" for _ in tries]
+        cells += [f"{task.tries} of {task.max_attempts}" for _ in tries]
         cells += [str(getattr(task, f"{name}_id") or "") for name in extra]
         table.add_row(*(Text(printable(cell)) for cell in (*cells, task.outcome)))
     return table

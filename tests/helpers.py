@@ -211,21 +211,16 @@ def fail(lesson, db, id):
 
 def revive(queue, id):
     """What a retry by hand does to the task's own row; 1 if it may."""
-    seen = {}
-    if "attempt" in signature(queue.revive_task).parameters:
-        seen["attempt"] = queue.get_task(id=id).attempt
-    return queue.revive_task(id=id, **seen)
+    if hasattr(queue, "revive_tasks"):
+        return queue.revive_tasks(ids=[id])
+    return queue.revive_task(id=id)
 
 
 def take_back(lesson, db):
     """What any worker does in its upkeep: the ids of what was lost, and what has become of it."""
     with queries(lesson, db) as queue:
-        list(queue.bury_workers())
-        taken = list(queue.take_back_tasks())
-        if hasattr(queue, "fail_lost_child"):
-            while failed := list(queue.fail_lost_child()):
-                taken += failed
-        return {task.id: task.status for task in taken}
+        list(queue.bury_workers(worker_id=0))
+        return {task.id: task.status for task in queue.take_back_tasks()}
 
 
 WRITES = {
@@ -304,6 +299,7 @@ def id_of(worker):
 def by_hand(lesson, db, name, id):
     """cancel, retry or replay, in a transaction of its own. Raises BadInput."""
     with db.engine.begin() as connection:
+        patiently(connection, 10)
         getattr(lesson.control, name)(connection, id)
 
 

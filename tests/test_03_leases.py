@@ -17,6 +17,7 @@ from tests.helpers import (
     lease_runs_out,
     queries,
     register,
+    registered,
     status_of,
     submitted,
     take_back,
@@ -29,16 +30,26 @@ def test_a_heartbeat_extends_the_lease(lesson, db):
     lease_runs_out(db)
     with queries(lesson, db) as queue:
         assert queue.heartbeat(id=worker, lease=MINUTE) == 1
-        assert list(queue.bury_workers()) == []
+        assert list(queue.bury_workers(worker_id=0)) == []
 
 
 def test_the_heartbeat_of_a_buried_worker_is_refused(lesson, db):
     worker = register(lesson, db, "slow")
     lease_runs_out(db)
     with queries(lesson, db) as queue:
-        assert [dead.name for dead in queue.bury_workers()] == ["slow"]
+        assert [dead.name for dead in queue.bury_workers(worker_id=0)] == ["slow"]
         assert queue.heartbeat(id=worker, lease=MINUTE) == 0
         assert list(queue.list_workers()) == []
+
+
+def test_a_worker_that_has_slept_longer_than_its_lease_buries_others_and_not_itself(lesson, db):
+    """It would take back, and run twice, what its own threads are at."""
+    register(lesson, db, "dead")
+    worker = registered(lesson, db)
+    lease_runs_out(db)
+    with queries(lesson, db) as queue:
+        worker.lease.bury_others(queue)
+        assert [alive.id for alive in queue.list_workers()] == [worker.lease.worker_id]
 
 
 @pytest.mark.parametrize("first", ["heartbeat", "bury"])
@@ -51,7 +62,7 @@ def test_a_heartbeat_and_a_burial_at_the_same_moment(lesson, db, first):
         return queue.heartbeat(id=worker, lease=MINUTE)
 
     def bury(queue):
-        return len(list(queue.bury_workers()))
+        return len(list(queue.bury_workers(worker_id=0)))
 
     def second():
         with queries(lesson, db) as queue:
@@ -74,7 +85,7 @@ def test_heartbeats_and_burials_in_many_rounds(lesson, db):
         with queries(lesson, db) as queue:
             for _ in ids:
                 together.wait()
-                list(queue.bury_workers())
+                list(queue.bury_workers(worker_id=0))
                 together.wait()
 
     said = {}

@@ -264,7 +264,7 @@ class Queue(RuleBasedStateMachine):
     @rule(data=st.data())
     def bury(self, data):
         with self.locked(data, "workers", self.alive) as passed_over:
-            buried = {worker.id for worker in self.queue.bury_workers()}
+            buried = {worker.id for worker in self.queue.bury_workers(worker_id=0)}
         dead = {id for id, until in self.alive.items() if until <= self.now} - {passed_over}
         assert buried == dead
         for id in dead:
@@ -330,7 +330,7 @@ class Queue(RuleBasedStateMachine):
         if task.status in LIVE:
             task.status = "cancelled"
 
-    @precondition(lambda self: self.tasks and hasattr(self.queue, "revive_task"))
+    @precondition(lambda self: self.tasks and {"revive_task", "revive_tasks"} & {*dir(self.queue)})
     @rule(data=st.data())
     def revive(self, data):
         id, task = self.some(data, "failed", "cancelled")
@@ -343,10 +343,11 @@ class Queue(RuleBasedStateMachine):
     @rule(data=st.data())
     def replay(self, data):
         id, task = self.some(data, *TERMINAL)
-        replayed = self.queue.replay_task(id=id, attempt=task.attempt)
+        replayed = self.queue.replay_task(id=id)
         assert replayed == (task.status in TERMINAL)
         if replayed:
             task.status, task.output, self.by_hand = "queued", None, id
+            task.uncounted = task.attempt
 
     # What holds after each rule
 

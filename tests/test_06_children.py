@@ -164,6 +164,35 @@ def test_gather_waits_for_all_and_raises_the_first_in_its_own_order(lesson, db):
     assert row.completions == 3
 
 
+@pytest.mark.parametrize("levels", [1, 2, 4, 50])
+def test_an_error_from_far_below_names_its_cause(lesson, db, levels):
+    """And the way to it, but not every step of a long way."""
+
+    @lesson.context.durable
+    def go_down(ctx, level):
+        if level:
+            return ctx.run(go_down, level - 1)
+        return ctx.run(define(lesson).refuse, None)
+
+    id = enqueue(lesson, db, "go_down", levels - 1)
+    with working(lesson.worker.Worker(db, "w")):
+        error = wait_for_status(db, id, *ENDED).error
+    way = {1: "", 2: "go_down > ", 4: "go_down > go_down > go_down > "}
+    way = way.get(levels, "go_down > go_down > … > go_down > ")
+    assert error == f"ChildError: {way}refuse: NonRetryableError: out of stock"
+
+
+def test_a_long_error_loses_little_on_its_way_up(lesson):
+    error = {"type": "E", "error": f"E: {'x' * 9_997}", "traceback": "", "final": True}
+    for level in range(100):
+        raised = lesson.children.ChildError(f"level_{level}", error)
+        assert (raised.step, raised.type) == (f"level_{level}", error["type"])
+        error = {**error, "type": "ChildError", "error": lesson.inputs.describe(raised)}
+    begins = "ChildError: level_99 > level_98 > … > level_1 > level_0: E: xxx"
+    assert error["error"].startswith(begins)
+    assert error["error"].count("x") > 9_900
+
+
 @pytest.mark.parametrize("end", ["dies", "times out", "is cancelled"])
 def test_a_parent_hears_how_its_child_ended_whoever_ended_it(lesson, db, end):
     id, (child,) = suspended(lesson, db)
@@ -285,6 +314,16 @@ def test_spawn_refuses_what_would_fail_later(lesson, db):
         assert ctx.spawn(double, 1).position == 1
     (entry,) = log_of(db, id)
     assert (entry.position, entry.kind, entry.name) == (1, "child", "double")
+
+
+@pytest.mark.parametrize("queue", ["default", "q"])
+def test_a_child_goes_into_the_queue_of_its_parent(lesson, db, queue):
+    """Whoever runs the parent runs the child."""
+    define(lesson)
+    id = enqueue(lesson, db, "run_run_double", 2, queue=queue)
+    with working(lesson.worker.Worker(db, "w", queue=queue)):
+        assert wait_for_status(db, id, *ENDED).output == 4
+    assert execute(db, "select distinct queue from tasks") == [(queue,)]
 
 
 def test_spawn_options_arrive(lesson, db):

@@ -161,5 +161,5 @@ def test_a_child_that_was_lost_when_looked_at_may_be_well_when_it_is_locked(less
             assert claim_one(lesson, db, lost).attempt == 2
         rows.append(task_row(db, lost))
 
-    assert looks_before_and_locks_after(lesson, db, "fail_lost_child", then) == []
+    assert looks_before_and_locks_after(lesson, db, "take_back_tasks", then) == []
     assert rows == [task_row(db, lost)]

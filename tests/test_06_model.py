@@ -213,11 +213,9 @@ class Durable(RuleBasedStateMachine):
 
     def upkeep(self) -> None:
         queue = self.world.queue
-        while hasattr(queue, "cancel_orphans") and queue.cancel_orphans():
-            pass
+        if hasattr(queue, "cancel_orphans"):
+            self.world.lesson.upkeep.cancel_orphans(queue)
         list(queue.take_back_tasks())
-        while list(queue.fail_lost_child()):
-            pass
         ids = {worker.name: worker.id for worker in queue.list_workers()}
         for puppet in self.puppets:
             if puppet.idle:

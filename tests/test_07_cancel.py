@@ -12,6 +12,7 @@ from shared.processes import wait_until, within
 from shared.testing import task_row, working
 from tests.helpers import (
     ENDED,
+    by_hand,
     claim_one,
     context,
     define,
@@ -24,6 +25,7 @@ from tests.helpers import (
     queries,
     statuses,
     suspended,
+    upkeep_rounds,
 )
 
 # Cancel
@@ -98,28 +100,118 @@ def test_what_has_ended_cannot_be_cancelled(lesson, db, end):
 # Locks
 
 
-def test_one_statement_ends_the_children_of_one_parent_only(lesson, db):
-    """It holds their rows while it waits for the parents': two such statements could deadlock."""
-    families = [suspended(lesson, db, 2) for _ in range(2)]
-    children = [child for _, both in families for child in both]
-    execute(db, "update tasks set max_attempts = 1 where id = any (%s)", children)
-    for child in children:
-        claim_one(lesson, db, child)
+def test_the_orphans_of_a_task_that_somebody_holds_wait_and_nobody_else(lesson, db):
+    """A psql that was left open with a lock on one parent's row."""
+    families = [suspended(lesson, db, 2) for _ in range(3)]
+    held, _ = families[0]
+    for id, _ in families:
+        by_hand(lesson, db, "cancel", id)
+    with db.connect() as holder, queries(lesson, db) as queue:
+        holder.execute("select from tasks where id = %s for update", (held,))
+        for _ in range(2):
+            lesson.upkeep.cancel_orphans(queue)
+            left = execute(db, "select distinct parent_id from tasks where status = 'queued'")
+            assert left == [(held,)]
+        holder.rollback()
+        lesson.upkeep.cancel_orphans(queue)
+    assert statuses(db) == {"cancelled": 9}
+
+
+@pytest.mark.parametrize("which", ["parent", "child"])
+def test_a_row_that_somebody_holds_keeps_no_worker_from_anything_else(lesson, db, which):
+    """Of a cancelled task, and of one whose child has died for good."""
+    hurry(lesson, upkeep=0.05)
+    rows = {}
+    for kind in ("died", "cancelled"):
+        for whose in ("held", "other"):
+            id, (child,) = suspended(lesson, db)
+            rows[kind, whose] = {"parent": id, "child": child}
+            execute(db, "update tasks set max_attempts = 1 where id = %s", child)
+            if kind == "died":
+                claim_one(lesson, db, child)
+            else:
+                by_hand(lesson, db, "cancel", id)
+    execute(db, "insert into queue_limits values ('default', 0)")
     drop_workers(db)
+
+    def became():
+        return {key: task_row(db, row["child"]).status for key, row in rows.items()}
+
+    ends = {"cancelled": "cancelled", "died": "failed"}
+    with db.connect() as holder, working(lesson.worker.Worker(db, "w")):
+        ids = [rows[kind, "held"][which] for kind in ends]
+        holder.execute("select from tasks where id = any (%s) for update", (ids,))
+        others = [(kind, "other") for kind in ends]
+        wait_until(lambda: [became()[key] for key in others] == [*ends.values()], "others end")
+        upkeep_rounds(lesson, db, 3)
+        assert became()["cancelled", "held"] == "queued"
+        assert became()["died", "held"] == "running"
+        holder.rollback()
+        wait_until(lambda: became() == {key: ends[key[0]] for key in rows}, "all have ended")
+
+
+def test_what_was_cancelled_long_ago_costs_nothing(lesson, db):
+    """However many there are, and however many children are alive."""
+    execute(
+        db,
+        "insert into tasks (name, input, status, attempt, parent_id, parent_position)"
+        " select 'double', '1', case when n <= 3000 then 'cancelled' else 'queued' end, 1,"
+        " case when n > 3000 then n - 2000 end, 1 from generate_series(1, 5000) as n",
+    )
+    execute(
+        db, "update tasks set status = 'waiting', awaits = '{1}' where id between 1001 and 3000"
+    )
     with queries(lesson, db) as queue:
-        assert list(queue.take_back_tasks()) == []
-        for _ in children:
-            assert len(list(queue.fail_lost_child())) == 1
-        assert list(queue.fail_lost_child()) == []
-        assert statuses(db) == {"failed": 4, "queued": 2}
-        execute(db, "truncate tasks, event_log")
-        families = [suspended(lesson, db, 2) for _ in range(2)]
-        for id, _ in families:
-            queue.cancel_task(id=id)
-        assert queue.cancel_orphans() == 2
-        left = [{task_row(db, child).status for child in both} for _, both in families]
-        assert sorted(left, key=str) == [{"cancelled"}, {"queued"}]
-        assert (queue.cancel_orphans(), queue.cancel_orphans()) == (2, 0)
+        lesson.upkeep.cancel_orphans(queue)
+        execute(db, "vacuum analyze tasks")
+        read = rows_read(lesson, db)
+        assert read == 0
+        id = suspended(lesson, db)[0]
+        by_hand(lesson, db, "cancel", id)
+        lesson.upkeep.cancel_orphans(queue)
+    assert statuses(db)["cancelled"] == 1002
+
+
+def rows_read(lesson, db):
+    """How many rows the two statements of `cancel_orphans` look at."""
+    with db.connect() as connection:
+        connection.execute("set local track_counts = on")
+        plans = [
+            connection.execute(f"explain (analyze, format json) {text}").fetchone()[0][0]["Plan"]
+            for text in (lesson.queries.CANCEL_ORPHANS, lesson.queries.MARK_SWEPT)
+        ]
+
+    def scanned(plan):
+        own = plan["Actual Rows"] + plan.get("Rows Removed by Filter", 0)
+        below = sum(scanned(child) for child in plan.get("Plans", []))
+        return below + (own * plan["Actual Loops"] if "Scan" in plan["Node Type"] else 0)
+
+    return sum(scanned(plan) for plan in plans)
+
+
+def test_a_task_that_was_swept_is_swept_again_when_it_is_cancelled_again(lesson, db):
+    id, (child,) = suspended(lesson, db)
+    with queries(lesson, db) as queue:
+        for _ in range(2):
+            by_hand(lesson, db, "cancel", id)
+            lesson.upkeep.cancel_orphans(queue)
+            assert [task_row(db, one).status for one in (id, child)] == ["cancelled"] * 2
+            assert task_row(db, id).swept
+            by_hand(lesson, db, "retry", id)
+            assert [task_row(db, one).status for one in (id, child)] == ["queued"] * 2
+
+
+def test_a_task_is_not_swept_while_a_child_is_alive_that_was_passed_over(lesson, db):
+    id, (child,) = suspended(lesson, db)
+    by_hand(lesson, db, "cancel", id)
+    with db.connect() as holder, queries(lesson, db) as queue:
+        holder.execute("select from tasks where id = %s for update", (child,))
+        lesson.upkeep.cancel_orphans(queue)
+        assert not task_row(db, id).swept
+        holder.rollback()
+        lesson.upkeep.cancel_orphans(queue)
+    assert task_row(db, id).swept
+    assert task_row(db, child).status == "cancelled"
 
 
 def test_nothing_deadlocks_while_everything_ends_at_once(lesson, db, caplog):

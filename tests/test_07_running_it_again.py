@@ -13,6 +13,7 @@ from tests.helpers import (
     claim_one,
     context,
     define,
+    drop_workers,
     enqueue,
     execute,
     finish,
@@ -21,6 +22,7 @@ from tests.helpers import (
     queries,
     statuses,
     suspended,
+    take_back,
 )
 
 
@@ -285,3 +287,27 @@ def test_a_replay_cancels_the_children_of_the_old_run(lesson, db):
     assert finish(lesson, db, running) == 0
     row = task_row(db, id)
     assert (row.status, row.completions, log_of(db, id)) == ("queued", 0, [])
+
+
+def test_a_replay_gives_all_attempts_back_and_a_retry_one(lesson, db):
+    define(lesson)
+    id = enqueue(lesson, db, "double", 1, max_attempts=2)
+
+    def deaths():
+        """In which statuses the task has come out of each, until it has failed."""
+        ends = []
+        while "failed" not in ends:
+            claim_one(lesson, db, id)
+            drop_workers(db)
+            ends.append(take_back(lesson, db)[id])
+        return ends
+
+    assert deaths() == ["queued", "failed"]
+    for verb, ends in (("retry", 1), ("replay", 2), ("retry", 1), ("replay", 2)):
+        by_hand(lesson, db, verb, id)
+        assert len(deaths()) == ends, verb
+    by_hand(lesson, db, "replay", id)
+    claim_one(lesson, db, id)
+    by_hand(lesson, db, "cancel", id)
+    by_hand(lesson, db, "retry", id)
+    assert deaths() == ["failed"], "the cancelled attempt counts"

@@ -19,12 +19,12 @@ create table tasks (
     -- digits, which is not equal to it in Python.
     input      json not null,   -- what to call it with
     status     text not null default 'queued'
-               check (status in ('queued', 'running', 'succeeded', 'failed')),
+               constraint status_known check (status in ('queued', 'running', 'succeeded', 'failed')),
     output     json,            -- what it returned; JSON null if it returned None
     error      text,            -- what it raised
     created_at timestamptz not null default clock_timestamp(),
-    check ((status = 'succeeded') = (output is not null)),
-    check ((status = 'failed') = (error is not null))
+    constraint output_if_succeeded check ((status = 'succeeded') = (output is not null)),
+    constraint error_if_failed check ((status = 'failed') = (error is not null))
 );
 
 comment on table tasks is 'One row of work: a name, a JSON input and a status.';

@@ -63,7 +63,7 @@ def zombie_without_a_fence(db: Database) -> None:
                 say(f"worker {name} claims the task: attempt {task.attempt}")
             if name == "slow":
                 say("worker slow stands still for longer than its lease, and is taken for dead")
-                list(queue.bury_workers())
+                list(queue.bury_workers(worker_id=0))
                 list(queue.take_back_tasks())
         slow = connection.execute(sa.text(NO_FENCE), {"id": id, "output": '"slow"'}).rowcount
         say(f"worker slow wakes up and stores its result: {slow} row changed")

@@ -165,10 +165,11 @@ where id = @id;
 -- name: BuryWorkers :many
 -- A heartbeat that comes at the same moment waits for the row's lock and then finds no row, or has
 -- the lock, and is passed over here: a worker is never both alive and buried.
+-- Whoever asks is alive. If its machine has slept, its own lease may have run out all the same.
 delete from workers
 where id = any (array(
     select id from workers
-    where alive_until < clock_timestamp()
+    where alive_until < clock_timestamp() and workers.id <> @worker_id
     order by id
     for update skip locked
 ))
@@ -189,7 +190,8 @@ where id = @id;
 -- name: ListTasks :many
 -- The newest tasks, for people to look at. As text, which is cut: one row that Python cannot read,
 -- or a megabyte in each, must not keep anybody from seeing the others.
-select id, left(name, 100) as name, left(cast(input as text), 200) as input, status, attempt, max_attempts,
+select id, left(name, 100) as name, left(cast(input as text), 200) as input, status,
+    cast(attempt - uncounted as int) as tries, max_attempts,
     worker_id,
     left(coalesce(error, cast(output as text), ''), 1000) as outcome
 from tasks

@@ -194,7 +194,7 @@ class Worker:
 
     def _keep_up(self, connection: sa.Connection) -> None:
         """One chore after the other: what keeps one from being done does not keep the others."""
-        chores = [*CHORES, self._give_back]
+        chores = [self.lease.bury_others, *CHORES, self._give_back]
         turn = itertools.cycle(chores)
 
         def pause() -> float:  # not all workers at the same moment

@@ -118,26 +118,39 @@ where id = any (array(
 -- do so at once. `skip locked`: nobody waits for another who takes the same task back. The attempt:
 -- between looking and locking, that other may be done and the task may run again, on a worker that
 -- is well. What was found lost is lost in that attempt only.
+-- A worker's death is held against the task only if its run has recorded nothing that stays. Otherwise
+-- the count begins anew: max_attempts bounds the deaths in a row, and not those of a long life.
 with lost as materialized (
-    select tasks.id, tasks.attempt from tasks
+    select tasks.id, tasks.attempt, case
+        when workers.id is null and exists (
+            select from event_log
+            where event_log.task_id = tasks.id and event_log.attempt = tasks.attempt
+            and event_log.error is null
+        )
+        then tasks.attempt
+        else tasks.uncounted
+    end as uncounted
+    from tasks
     left join workers on workers.id = tasks.worker_id
     where tasks.status = 'running'
     and (workers.id is null or tasks.started_at < clock_timestamp() - tasks.timeout)
 )
 update tasks
-set status = case when attempt - uncounted < max_attempts then 'queued' else 'failed' end,
+set status = case when tasks.attempt - lost.uncounted < max_attempts then 'queued' else 'failed' end,
+    uncounted = lost.uncounted,
     error = case
         when started_at < clock_timestamp() - timeout then 'Timeout: the run took too long'
         else 'WorkerDied: the worker that ran it is gone'
     end
-where id = any (array(
+from lost
+where lost.id = tasks.id and tasks.id = any (array(
     select tasks.id from tasks
     join lost on lost.id = tasks.id and lost.attempt = tasks.attempt
     where tasks.status = 'running'
     order by tasks.id
     for update of tasks skip locked
 ))
-returning id, name, status, attempt, error;
+returning tasks.id, name, status, tasks.attempt, error;
 
 -- name: GiveBackTasks :many
 -- Of one worker: what it does not run, though the row says so. The answer to a claim never arrived, or
@@ -165,10 +178,11 @@ where id = @id;
 -- name: BuryWorkers :many
 -- A heartbeat that comes at the same moment waits for the row's lock and then finds no row, or has
 -- the lock, and is passed over here: a worker is never both alive and buried.
+-- Whoever asks is alive. If its machine has slept, its own lease may have run out all the same.
 delete from workers
 where id = any (array(
     select id from workers
-    where alive_until < clock_timestamp()
+    where alive_until < clock_timestamp() and workers.id <> @worker_id
     order by id
     for update skip locked
 ))
@@ -189,7 +203,8 @@ where id = @id;
 -- name: ListTasks :many
 -- The newest tasks, for people to look at. As text, which is cut: one row that Python cannot read,
 -- or a megabyte in each, must not keep anybody from seeing the others.
-select id, left(name, 100) as name, left(cast(input as text), 200) as input, status, attempt, max_attempts,
+select id, left(name, 100) as name, left(cast(input as text), 200) as input, status,
+    cast(attempt - uncounted as int) as tries, max_attempts,
     worker_id,
     left(coalesce(error, cast(output as text), ''), 1000) as outcome
 from tasks

@@ -12,14 +12,9 @@ def wake(queries: Querier) -> None:
     queries.wake_tasks()
 
 
-def bury(queries: Querier) -> None:
-    for worker in queries.bury_workers():
-        log.warning("worker %s is dead", worker.name)
-
-
 def take_back(queries: Querier) -> None:
     for lost in queries.take_back_tasks():
         log.warning("task %d, %s: %s", lost.id, lost.status, lost.error)
 
 
-CHORES: list[Callable[[Querier], None]] = [wake, bury, take_back]
+CHORES: list[Callable[[Querier], None]] = [wake, take_back]

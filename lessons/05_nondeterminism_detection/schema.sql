@@ -32,33 +32,39 @@ create table tasks (
     -- Ids are given out in the order of the inserts, and the queue is served in that order. It is
     -- not quite the order of the commits: a transaction that stays open shows its tasks late.
     id         bigint generated always as identity primary key,
-    queue      text not null default 'default' check (queue <> ''),
+    queue      text not null default 'default' constraint queue_named check (queue <> ''),
     name       text not null,   -- which function to call; the worker looks it up in its registry
     -- json keeps the text as it was written. jsonb would give 1e300 back as a whole number of 301
     -- digits, which is not equal to it in Python.
     input      json not null,   -- what to call it with
     status     text not null default 'queued'
-               check (status in ('queued', 'running', 'waiting', 'succeeded', 'failed')),
+               constraint status_known check (status in (
+                   'queued', 'running', 'waiting', 'succeeded', 'failed'
+               )),
     output     json,            -- what it returned; JSON null if it returned None
     error      text,            -- what it raised, in its last attempt
     priority   int not null default 0,       -- higher goes first
     run_at     timestamptz,                  -- waiting until then
     -- How long an attempt may take. Bounded: one row with a million years would make the arithmetic
     -- of TakeBackTasks fail, and so for all rows.
-    timeout    interval check (timeout between interval '0' and interval '3650 days'),
+    timeout    interval constraint timeout_bounded
+               check (timeout between interval '0' and interval '3650 days'),
     attempt    int not null default 0,       -- grows by one with every claim
-    max_attempts int not null default 5 check (max_attempts > 0),
+    max_attempts int not null default 5 constraint one_attempt_at_least check (max_attempts > 0),
     uncounted  int not null default 0,       -- how many of its attempts do not count as tries
     worker_id  bigint,                       -- who runs it, or ran it last
     started_at timestamptz,                  -- when its last attempt began
     idempotency_key text,
     log_id     uuid not null default gen_random_uuid(),  -- the idempotency keys of its steps begin so
     created_at timestamptz not null default clock_timestamp(),
-    check ((status = 'succeeded') = (output is not null)),
-    check (status <> 'failed' or error is not null),
-    check (error is null or status = 'failed' or (attempt > 0 and status <> 'succeeded')),
-    check (status <> 'waiting' or run_at is not null),
-    check (status <> 'running' or (attempt > 0 and worker_id is not null and started_at is not null))
+    constraint output_if_succeeded check ((status = 'succeeded') = (output is not null)),
+    constraint error_if_failed check (status <> 'failed' or error is not null),
+    constraint error_of_an_attempt
+        check (error is null or status = 'failed' or (attempt > 0 and status <> 'succeeded')),
+    constraint waits_for_something check (status <> 'waiting' or run_at is not null),
+    constraint run_by_a_worker check (
+        status <> 'running' or (attempt > 0 and worker_id is not null and started_at is not null)
+    )
 );
 
 comment on table tasks is 'One row of work: a name, a JSON input and a status.';
@@ -79,7 +85,8 @@ create unique index tasks_keys on tasks (name, idempotency_key) where idempotenc
 
 create table queue_limits (
     queue       text primary key,
-    max_running int not null check (max_running >= 0)  -- 0 pauses the queue
+    -- 0 pauses the queue.
+    max_running int not null constraint limit_not_negative check (max_running >= 0)
 );
 
 comment on table queue_limits is 'How many tasks of a queue may run at once. No row: no limit.';
@@ -89,10 +96,10 @@ comment on table queue_limits is 'How many tasks of a queue may run at once. No 
 -- that did the step, and answers every later run. There is one exception: an error at the end of the
 -- log, on which nothing depends yet, gives way when a later attempt does the step again.
 create table event_log (
-    -- No foreign key: whoever writes here has locked the task's row in the same statement.
-    task_id     bigint not null,
+    -- Whoever deletes a task deletes its log with it.
+    task_id     bigint not null references tasks on delete cascade,
     position    int not null,     -- 1, 2, 3 ... in the order of the calls
-    kind        text not null check (kind in ('step')),
+    kind        text not null constraint kind_known check (kind in ('step')),
     name        text not null,    -- the step's function
     input       json not null,    -- its arguments
     output      json,             -- what it returned
@@ -101,8 +108,8 @@ create table event_log (
     attempt     int not null,     -- by which run
     recorded_at timestamptz not null default clock_timestamp(),
     primary key (task_id, position),
-    check ((output is null) <> (error is null)),
-    check (not settled or error is not null)
+    constraint output_or_error check ((output is null) <> (error is null)),
+    constraint errors_are_settled check (not settled or error is not null)
 );
 
 comment on table event_log is 'One recorded step of a durable task.';

@@ -28,6 +28,10 @@ class Lease:
             log.warning("worker %s: was taken for dead, registers anew", self.name)
             self.register(queries)
 
+    def bury_others(self, queries: Querier) -> None:
+        for worker in queries.bury_workers(worker_id=self.worker_id):
+            log.warning("worker %s is dead", worker.name)
+
     def give_back(self, queries: Querier, running: set[tuple[int, int]]) -> None:
         """running: task and attempt, of all that the worker runs."""
         for task in queries.give_back_tasks(

@@ -42,7 +42,7 @@ def fulfil_all(ctx: Context, orders: list[Order]) -> list[str]:
 
 @durable
 def wait_for_a_nap(ctx: Context, seconds: float) -> None:
-    ctx.run(sleep, seconds)
+    ctx.run(sleep, seconds, queue="default")
 
 
 def charge_card(key: str, order: Order) -> str:

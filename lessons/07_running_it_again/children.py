@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, Unpack, cast
 
-from db.queries import Querier
+from db.queries import ClaimTasksRow, Querier
 from errors import FinalBadInput, FinalStepError, final
 from event_log import EventLog
 from inputs import BadInput, to_json
@@ -19,6 +19,18 @@ SPAWN_RULE = "write spawn(f, input), where f is a function with @task or @durabl
 
 class ChildError(FinalStepError):
     """A child task has failed for good, or was cancelled."""
+
+    def __init__(self, child: str, error: dict[str, Any]) -> None:
+        # A child that failed because of its own child tells of that: the path, and the cause. The
+        # middle of a long path is left out, so that the cause is not cut off.
+        path, cause = [child], error["error"]
+        if error["type"] == "ChildError":
+            below, _, cause = cause.removeprefix("ChildError: ").partition(": ")
+            path += below.split(" > ")
+        if len(path) > 4:
+            path[2:-2] = ["…"]
+        super().__init__(" > ".join(path), {**error, "error": cause})
+        self.step = child
 
 
 @dataclass(frozen=True)
@@ -35,6 +47,7 @@ class Pending(Generic[R]):
 class Children:
     """The part of a Context that has to do with child tasks."""
 
+    _task: ClaimTasksRow
     _log: EventLog
 
     def spawn(
@@ -42,12 +55,14 @@ class Children:
     ) -> Pending[R]:
         """Start a child task, and do not wait for it. Raises FinalBadInput.
 
-        function: registered with `task` or `durable`. The log entry and the child's row are written
-        in one statement: there is never one without the other.
+        function: registered with `task` or `durable`. options: as of `enqueue`, but that the queue
+        is the parent's. The log entry and the child's row are written in one statement: there is
+        never one without the other.
         """
         with final():  # before anything else: a child that is refused takes no position
             if not is_task(function):
                 raise BadInput(f"{function!r:.50} is not registered: {SPAWN_RULE}")
+            options.setdefault("queue", self._task.queue)
             name, text, chosen = function.__name__, to_json(input), check_options(**options)
         position = self._log.open("child", name, text, Querier.spawn_child, **chosen)
         return Pending(position, self._log.run)

@@ -1,7 +1,9 @@
-"""What a person does to a task: end it, give it one more attempt, run it again from the beginning.
+"""What a person does to a task: end it, give it another attempt, run it again from the beginning.
 
-In the caller's transaction, which must roll back on BadInput. Each looks first, then locks, and is
-refused if what it saw has changed. A child is locked before its parent, a task before its log.
+In the caller's transaction, which must roll back on BadInput. One rule for all of them: lock the
+rows, then look, then act. Children are locked before their parents, in the order of their ids; a
+task before its log. Which rows there are to lock, one has to look first: if that is not the same
+when they are locked, the operation is refused.
 """
 
 import sqlalchemy as sa
@@ -17,38 +19,51 @@ def cancel(connection: sa.Connection, id: int) -> None:
 
 
 def retry(connection: sa.Connection, id: int) -> None:
-    """Give a failed or cancelled task one more attempt. Its log is kept; failed children too."""
+    """Give a failed or cancelled task the attempts that it has left, or one more if it has none.
+
+    Its log is kept. Children whose failure it has not gone on from are retried too, and theirs.
+    """
     queries = Querier(connection)
-    task = queries.get_task(id=id)
-    if task is None or task.status not in ("failed", "cancelled"):
-        raise BadInput(f"task {id} has not failed")
-    entries = list(queries.list_failed_entries(task_id=id))
-    for entry in entries:
-        child = queries.get_task(id=entry.child_id)
-        if child is not None and child.status in ("failed", "cancelled"):
-            retry(connection, child.id)
-        else:  # it has been retried by hand, and has perhaps succeeded
-            queries.lock_task(id=entry.child_id)
-    revived = queries.revive_task(id=id, attempt=task.attempt)
-    # All is locked. What was seen above must still be so.
-    if revived == 0 or list(queries.list_failed_entries(task_id=id)) != entries:
-        raise BadInput(f"task {id} has changed meanwhile")
-    for entry in entries:
-        queries.reopen_entry(task_id=id, position=entry.position)
-        queries.tell_again(id=entry.child_id)
-    queries.drop_last_error(task_id=id)
+    parent_id = check(queries, id, "failed", "cancelled")
+    tree = list(queries.list_retried(id=id))
+    for task in tree:
+        if task.status is None:
+            raise BadInput(f"the child {task.id} of task {task.of} was deleted: replay that")
+    ids = [task.id for task in tree]
+    queries.lock_tasks(ids=[*ids, parent_id])
+    check(queries, id, "failed", "cancelled")
+    if list(queries.list_retried(id=id)) != tree:
+        raise BadInput(f"task {id} has changed meanwhile: look again")
+    revived = [task.id for task in tree if task.status in ("failed", "cancelled")]
+    queries.revive_tasks(ids=revived)
+    queries.drop_last_errors(ids=revived)
+    queries.reopen_entries(ids=revived, child_ids=ids)
+    queries.tell_again(ids=ids)
 
 
 def replay(connection: sa.Connection, id: int) -> None:
-    """Run a task that has ended again, from an empty log. Its steps get new idempotency keys.
+    """Run a task that has ended again, from an empty log, with all its attempts.
 
-    Children of the old run that have not ended are cancelled.
+    Its steps get new idempotency keys. Children of the old run that have not ended are cancelled.
     """
     queries = Querier(connection)
-    task = queries.get_task(id=id)
-    if task is None or task.status not in ("succeeded", "failed", "cancelled"):
-        raise BadInput(f"task {id} has not ended")
+    parent_id = check(queries, id, "succeeded", "failed", "cancelled")
+    family = list(queries.list_replayed(id=id))
+    queries.lock_tasks(ids=[*(task.id for task in family), parent_id])
+    check(queries, id, "succeeded", "failed", "cancelled")
+    if list(queries.list_replayed(id=id)) != family:
+        raise BadInput(f"task {id} has changed meanwhile: look again")
     queries.detach_children(parent_id=id)
-    if queries.replay_task(id=id, attempt=task.attempt) == 0:
-        raise BadInput(f"task {id} has changed meanwhile")
+    queries.replay_task(id=id)
     queries.delete_log(task_id=id)
+
+
+def check(queries: Querier, id: int, *statuses: str) -> int:
+    """BadInput unless the task may run again. The id of its parent; 0 if it has none."""
+    task = queries.get_task(id=id)
+    if task is None or task.status not in statuses:
+        raise BadInput(f"task {id} has not {'ended' if 'succeeded' in statuses else 'failed'}")
+    parent = queries.get_task(id=task.parent_id or 0)
+    if parent is not None and parent.status == "cancelled":
+        raise BadInput(f"task {id} is a child of task {parent.id}, which is cancelled: retry that")
+    return task.parent_id or 0

@@ -81,7 +81,7 @@ where id = any (array(
     for update skip locked
 ))
 returning id, name, cast(input as text) as input, priority, attempt, max_attempts, log_id,
-    uncounted, completions;
+    uncounted, queue, completions;
 
 -- name: SucceedTask :execrows
 -- The fence: only the attempt that the task is in may finish it. A worker that was taken for dead
@@ -119,55 +119,54 @@ where id = any (array(
 -- do so at once. `skip locked`: nobody waits for another who takes the same task back. The attempt:
 -- between looking and locking, that other may be done and the task may run again, on a worker that
 -- is well. What was found lost is lost in that attempt only.
--- Not the children that fail: see FailLostChild.
+-- A worker's death is held against the task only if its run has recorded nothing that stays. Otherwise
+-- the count begins anew: max_attempts bounds the deaths in a row, and not those of a long life.
+-- A child that fails is told to its parent, whose row is locked here too: without it, this statement
+-- would wait for a parent that somebody holds, and all other lost tasks with it.
 with lost as materialized (
-    select tasks.id, tasks.attempt from tasks
+    select tasks.id, tasks.attempt, case
+        when workers.id is null and exists (
+            select from event_log
+            where event_log.task_id = tasks.id and event_log.attempt = tasks.attempt
+            and event_log.error is null
+        )
+        then tasks.attempt
+        else tasks.uncounted
+    end as uncounted
+    from tasks
     left join workers on workers.id = tasks.worker_id
     where tasks.status = 'running'
     and (workers.id is null or tasks.started_at < clock_timestamp() - tasks.timeout)
 )
 update tasks
-set status = case when attempt - uncounted < max_attempts then 'queued' else 'failed' end,
+set status = case when tasks.attempt - lost.uncounted < max_attempts then 'queued' else 'failed' end,
+    uncounted = lost.uncounted,
     error = case
         when started_at < clock_timestamp() - timeout then 'Timeout: the run took too long'
         else 'WorkerDied: the worker that ran it is gone'
     end
-where id = any (array(
-    select tasks.id from tasks
-    join lost on lost.id = tasks.id and lost.attempt = tasks.attempt
-    where tasks.status = 'running'
-    and (tasks.parent_id is null or tasks.attempt - tasks.uncounted < tasks.max_attempts)
-    order by tasks.id
-    for update of tasks skip locked
-))
-returning id, name, status, attempt, error;
-
--- name: FailLostChild :many
--- The rest of what is lost, one task at a time. Its end is told to its parent, whose row this has to
--- wait for. A statement that held many rows meanwhile could wait for another such one, and that one
--- for this.
-with lost as materialized (
-    select tasks.id, tasks.attempt from tasks
-    left join workers on workers.id = tasks.worker_id
-    where tasks.status = 'running' and tasks.parent_id is not null
-    and tasks.attempt - tasks.uncounted >= tasks.max_attempts
-    and (workers.id is null or tasks.started_at < clock_timestamp() - tasks.timeout)
+from lost
+where lost.id = tasks.id and (
+    tasks.id = any (array(
+        select tasks.id from tasks
+        join lost on lost.id = tasks.id and lost.attempt = tasks.attempt
+        where tasks.status = 'running' and (
+            tasks.attempt - lost.uncounted < tasks.max_attempts
+            or not exists (select from tasks as parent where parent.id = tasks.parent_id)
+        )
+        order by tasks.id
+        for update of tasks skip locked
+    ))
+    or tasks.id = any (array(
+        select tasks.id from tasks
+        join lost on lost.id = tasks.id and lost.attempt = tasks.attempt
+        join tasks as parent on parent.id = tasks.parent_id
+        where tasks.status = 'running' and tasks.attempt - lost.uncounted >= tasks.max_attempts
+        order by tasks.id
+        for update of tasks, parent skip locked
+    ))
 )
-update tasks
-set status = 'failed',
-    error = case
-        when started_at < clock_timestamp() - timeout then 'Timeout: the run took too long'
-        else 'WorkerDied: the worker that ran it is gone'
-    end
-where id = any (array(
-    select tasks.id from tasks
-    join lost on lost.id = tasks.id and lost.attempt = tasks.attempt
-    where tasks.status = 'running'
-    order by tasks.id
-    limit 1
-    for update of tasks skip locked
-))
-returning id, name, status, attempt, error;
+returning tasks.id, name, status, tasks.attempt, error;
 
 -- name: GiveBackTasks :many
 -- Of one worker: what it does not run, though the row says so. The answer to a claim never arrived, or
@@ -195,10 +194,11 @@ where id = @id;
 -- name: BuryWorkers :many
 -- A heartbeat that comes at the same moment waits for the row's lock and then finds no row, or has
 -- the lock, and is passed over here: a worker is never both alive and buried.
+-- Whoever asks is alive. If its machine has slept, its own lease may have run out all the same.
 delete from workers
 where id = any (array(
     select id from workers
-    where alive_until < clock_timestamp()
+    where alive_until < clock_timestamp() and workers.id <> @worker_id
     order by id
     for update skip locked
 ))
@@ -212,53 +212,74 @@ where id = @id;
 select id, name from workers
 order by id;
 
--- name: ReviveTask :execrows
--- Retry, by hand: a failed or cancelled task gets one more attempt, and keeps its log.
--- The attempt is that which the caller has looked at. Another one may have failed of something else.
-update tasks
-set status = 'queued', error = null
-where id = @id and attempt = @attempt and status in ('failed', 'cancelled');
-
--- name: ListFailedEntries :many
--- Of a task that is retried: children that failed, unless the function has gone on from their failure.
--- It must find that again.
-select position, cast(child_id as bigint) as child_id from event_log
-where task_id = @task_id and kind = 'child' and error is not null and not settled
-order by child_id;
-
--- name: LockTask :exec
+-- name: LockTasks :exec
+-- The greatest id first: a child's is greater than its parent's. So all hands, and the end of a child,
+-- come to the rows of one tree in the same order, and none waits for another that waits for it.
 select id from tasks
-where id = @id
+where id = any (cast(@ids as bigint[]))
+order by id desc
 for update;
 
--- name: ReopenEntry :exec
--- Its end is not known any more. The next one will be told.
+-- name: ListRetried :many
+-- What a retry looks at: the task; the children whose failure is in its log, unless the function has gone
+-- on from it and must find it again; the same of those of them that have not succeeded since.
+-- status: null if the child was deleted.
+with recursive retried (id, of) as (
+    select cast(@id as bigint), cast(null as bigint)
+    union all
+    select event_log.child_id, tasks.id from retried
+    join tasks on tasks.id = retried.id and tasks.status in ('failed', 'cancelled')
+    join event_log on event_log.task_id = tasks.id
+    where event_log.kind = 'child' and event_log.error is not null and not event_log.settled
+)
+select cast(retried.id as bigint) as id, retried.of, tasks.status, tasks.attempt
+from retried left join tasks on tasks.id = retried.id
+order by retried.id desc;
+
+-- name: ReviveTasks :execrows
+-- Retry, by hand: what has failed or was cancelled gets one more attempt at least, and keeps its log.
+update tasks
+set status = 'queued', error = null, swept = false
+where id = any (cast(@ids as bigint[])) and status in ('failed', 'cancelled');
+
+-- name: ReopenEntries :exec
+-- Of tasks that are retried: how these children of theirs have ended is not known any more. The next end
+-- will be told.
 update event_log
 set output = null, error = null, completion = null
-where task_id = @task_id and position = @position;
+where task_id = any (cast(@ids as bigint[])) and child_id = any (cast(@child_ids as bigint[]))
+and error is not null and not settled;
 
 -- name: TellAgain :exec
--- Of a child whose entry was reopened: if it has ended, because it was retried by hand before its
+-- Of children whose entries were reopened: if one has ended, because it was retried by hand before its
 -- parent was, the trigger tells it now.
 update tasks
 set status = status
-where id = @id;
+where id = any (cast(@ids as bigint[])) and status = 'succeeded';
 
--- name: DropLastError :exec
--- Of a task that is retried: the step that failed is done again, if it was the last, and the function
+-- name: DropLastErrors :exec
+-- Of tasks that are retried: the step that failed is done again, if it was the last, and the function
 -- has not gone on from its failure.
 delete from event_log
-where event_log.task_id = @task_id and kind = 'step' and error is not null
-and not settled
-and event_log.position = (select max(last.position) from event_log as last where last.task_id = @task_id);
+where event_log.task_id = any (cast(@ids as bigint[]))
+and event_log.kind = 'step' and event_log.error is not null and not event_log.settled
+and event_log.position = (
+    select max(last.position) from event_log as last where last.task_id = event_log.task_id
+);
+
+-- name: ListReplayed :many
+-- What a replay looks at: the task, in which attempt it is, and its children.
+select id, case when id = @id then attempt end as attempt from tasks
+where id = @id or parent_id = cast(@id as bigint)
+order by id desc;
 
 -- name: ReplayTask :execrows
--- Run it again from an empty log. The log's id is a new one: the steps get new idempotency keys.
--- The attempt is that which the caller has looked at. Another one may have spawned more children.
+-- Run it again from an empty log. The log's id is a new one: the steps get new idempotency keys. None of
+-- the old attempts counts.
 update tasks
 set status = 'queued', log_id = gen_random_uuid(), output = null, error = null,
-    completions = 0, awaits = null, wake_after = null
-where id = @id and attempt = @attempt and status in ('succeeded', 'failed', 'cancelled');
+    completions = 0, awaits = null, wake_after = null, uncounted = attempt
+where id = @id and status in ('succeeded', 'failed', 'cancelled');
 
 -- name: DeleteLog :exec
 delete from event_log
@@ -269,12 +290,7 @@ where task_id = @task_id;
 update tasks
 set parent_id = null, parent_position = null,
     status = case when status in ('queued', 'running', 'waiting') then 'cancelled' else status end
-where id = any (array(
-    select id from tasks
-    where parent_id = cast(@parent_id as bigint)
-    order by id
-    for update
-));
+where parent_id = cast(@parent_id as bigint);
 
 -- name: CancelTask :execrows
 update tasks
@@ -282,33 +298,32 @@ set status = 'cancelled', error = null
 where id = @id and status in ('queued', 'running', 'waiting');
 
 -- name: CancelOrphans :execrows
--- The children of one cancelled task; their own children are next. Of one, because their ends are told
--- to that task: see FailLostChild. `skip locked`, because a child that is ending right now holds its
--- row and waits for its parent's.
--- The parent is looked at again when all of them are locked (`max` has read the last one), and locked
--- too: if it is being retried, this waits, and then leaves them alone.
-with orphans as (
-    select id, parent_id from tasks
-    where status in ('queued', 'running', 'waiting') and parent_id = (
-        select child.parent_id from tasks as child
-        join tasks as parent on parent.id = child.parent_id
-        where child.status in ('queued', 'running', 'waiting') and parent.status = 'cancelled'
-        limit 1
-    )
-    order by id
-    limit 1000
-    for update skip locked
-), parent as (
-    select id from tasks
-    where id = (select max(parent_id) from orphans) and status = 'cancelled'
-    for update
-)
+-- The children of cancelled tasks; their own children are next. The end of each is told to its parent,
+-- whose row is locked here too. `skip locked`: a child that is ending right now, or one whose parent
+-- somebody holds, is left for the next time, and nobody waits. With the lock, the parent is looked at
+-- once more: if it has been retried since, its children are no orphans.
 update tasks
 set status = 'cancelled', error = null
 where id = any (array(
-    select orphans.id from orphans
-    join parent on parent.id = orphans.parent_id
+    select child.id from tasks as parent
+    join tasks as child on child.parent_id = parent.id
+    where parent.status = 'cancelled' and not parent.swept
+    and child.status in ('queued', 'running', 'waiting')
+    order by child.id
+    limit 1000
+    for update of child, parent skip locked
 ));
+
+-- name: MarkSwept :exec
+-- Cancelled tasks without a living child: CancelOrphans need not look at them again, however many they
+-- become. The lock first: between a look and a lock, one could be retried, and cancelled once more.
+update tasks
+set swept = true
+where id = any (array(
+    select id from tasks
+    where status = 'cancelled' and not swept
+    for update skip locked
+)) and not has_living_children(id);
 
 -- name: GetTask :one
 select * from tasks
@@ -317,7 +332,8 @@ where id = @id;
 -- name: ListTasks :many
 -- The newest tasks, for people to look at. As text, which is cut: one row that Python cannot read,
 -- or a megabyte in each, must not keep anybody from seeing the others.
-select id, left(name, 100) as name, left(cast(input as text), 200) as input, status, attempt, max_attempts,
+select id, left(name, 100) as name, left(cast(input as text), 200) as input, status,
+    cast(attempt - uncounted as int) as tries, max_attempts,
     worker_id, parent_id,
     left(coalesce(error, cast(output as text), ''), 1000) as outcome
 from tasks

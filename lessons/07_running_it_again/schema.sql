@@ -35,13 +35,13 @@ create table tasks (
     -- Ids are given out in the order of the inserts, and the queue is served in that order. It is
     -- not quite the order of the commits: a transaction that stays open shows its tasks late.
     id         bigint generated always as identity primary key,
-    queue      text not null default 'default' check (queue <> ''),
+    queue      text not null default 'default' constraint queue_named check (queue <> ''),
     name       text not null,   -- which function to call; the worker looks it up in its registry
     -- json keeps the text as it was written. jsonb would give 1e300 back as a whole number of 301
     -- digits, which is not equal to it in Python.
     input      json not null,   -- what to call it with
     status     text not null default 'queued'
-               check (status in (
+               constraint status_known check (status in (
                    'queued', 'running', 'waiting', 'succeeded', 'failed', 'cancelled'
                )),
     output     json,            -- what it returned; JSON null if it returned None
@@ -50,9 +50,10 @@ create table tasks (
     run_at     timestamptz,                  -- waiting until then
     -- How long an attempt may take. Bounded: one row with a million years would make the arithmetic
     -- of TakeBackTasks fail, and so for all rows.
-    timeout    interval check (timeout between interval '0' and interval '3650 days'),
+    timeout    interval constraint timeout_bounded
+               check (timeout between interval '0' and interval '3650 days'),
     attempt    int not null default 0,       -- grows by one with every claim
-    max_attempts int not null default 5 check (max_attempts > 0),
+    max_attempts int not null default 5 constraint one_attempt_at_least check (max_attempts > 0),
     uncounted  int not null default 0,       -- how many of its attempts do not count as tries
     worker_id  bigint,                       -- who runs it, or ran it last
     started_at timestamptz,                  -- when its last attempt began
@@ -63,12 +64,17 @@ create table tasks (
     completions int not null default 0,      -- how many entries of its log somebody else has completed
     awaits     int[],                        -- waiting for the entries at these positions
     wake_after int,                          -- until so many of them are complete
+    swept      boolean not null default false,  -- cancelled, and its children have ended
     created_at timestamptz not null default clock_timestamp(),
-    check ((status = 'succeeded') = (output is not null)),
-    check (status <> 'failed' or error is not null),
-    check (error is null or status = 'failed' or (attempt > 0 and status <> 'succeeded')),
-    check (status <> 'waiting' or run_at is not null or awaits is not null),
-    check (status <> 'running' or (attempt > 0 and worker_id is not null and started_at is not null))
+    constraint output_if_succeeded check ((status = 'succeeded') = (output is not null)),
+    constraint error_if_failed check (status <> 'failed' or error is not null),
+    constraint error_of_an_attempt
+        check (error is null or status = 'failed' or (attempt > 0 and status <> 'succeeded')),
+    constraint waits_for_something
+        check (status <> 'waiting' or run_at is not null or awaits is not null),
+    constraint run_by_a_worker check (
+        status <> 'running' or (attempt > 0 and worker_id is not null and started_at is not null)
+    )
 );
 
 comment on table tasks is 'One row of work: a name, a JSON input and a status.';
@@ -88,11 +94,11 @@ create index tasks_running on tasks (queue) where status = 'running';
 create unique index tasks_positions on tasks (parent_id, parent_position)
     where parent_id is not null;
 
--- CancelOrphans: the children that have not ended, and the tasks that were cancelled. It begins with
--- whichever are fewer.
+-- CancelOrphans: the tasks that were cancelled and may have children to cancel, and these children. As a
+-- rule there are none of the former.
+create index tasks_cancelled on tasks (id) where status = 'cancelled' and not swept;
 create index tasks_children on tasks (parent_id)
     where parent_id is not null and status in ('queued', 'running', 'waiting');
-create index tasks_cancelled on tasks (id) where status = 'cancelled';
 
 -- One task for a name and a key. Whatever is not in an index costs it nothing: a unique constraint
 -- would have an entry for each task without a key, and another one whenever its row changes.
@@ -100,7 +106,8 @@ create unique index tasks_keys on tasks (name, idempotency_key) where idempotenc
 
 create table queue_limits (
     queue       text primary key,
-    max_running int not null check (max_running >= 0)  -- 0 pauses the queue
+    -- 0 pauses the queue.
+    max_running int not null constraint limit_not_negative check (max_running >= 0)
 );
 
 comment on table queue_limits is 'How many tasks of a queue may run at once. No row: no limit.';
@@ -111,10 +118,10 @@ comment on table queue_limits is 'How many tasks of a queue may run at once. No 
 -- on which nothing depends yet, gives way when a later attempt does the step again. All other entries
 -- are opened by a run, and completed once, by somebody else.
 create table event_log (
-    -- No foreign key: whoever writes here has locked the task's row in the same statement.
-    task_id     bigint not null,
+    -- Whoever deletes a task deletes its log with it.
+    task_id     bigint not null references tasks on delete cascade,
     position    int not null,     -- 1, 2, 3 ... in the order of the calls
-    kind        text not null check (kind in ('step', 'child')),
+    kind        text not null constraint kind_known check (kind in ('step', 'child')),
     name        text not null,    -- the function of the step, or of the child task
     input       json not null,    -- its arguments
     output      json,             -- what it returned
@@ -125,16 +132,21 @@ create table event_log (
     attempt     int not null,     -- by which run
     recorded_at timestamptz not null default clock_timestamp(),
     primary key (task_id, position),
-    check (kind <> 'step' or (output is null) <> (error is null)),
-    check (kind = 'step' or (completion is null) = (output is null and error is null)),
-    check ((kind = 'child') = (child_id is not null)),
-    check (not settled or error is not null)
+    constraint output_or_error check (kind <> 'step' or (output is null) <> (error is null)),
+    constraint completed_with_an_answer
+        check (kind = 'step' or (completion is null) = (output is null and error is null)),
+    constraint child_has_a_task check ((kind = 'child') = (child_id is not null)),
+    constraint errors_are_settled check (not settled or error is not null)
 );
 
 comment on table event_log is 'One entry: what a durable task has done, or waits for.';
 
+-- What the functions below call tasks is what stands here: in this schema, whoever has changed a row,
+-- and with whatever search_path. A temporary table comes last; where pg_temp is not named, it comes first.
+select set_config('search_path', quote_ident(current_schema()) || ', pg_temp', false);
+
 -- An entry gets its answer from somebody else: its log's task learns of it, and is woken if it waits for
--- no more than this. Only the first answer counts; false: there was one before.
+-- no more than this. Only the first answer counts; false: there was one before, or the task is gone.
 -- The task's row is what the two sides meet at. A run that wants to suspend changes the same row, and
 -- only if `completions` is still what it knows: either it sees this completion, or this sees it waiting.
 -- The lock comes first, in a statement of its own: a statement that has waited for a lock looks at the
@@ -167,16 +179,20 @@ end
 $$;
 
 -- The end of a child completes its entry in the parent's log, in the transaction that ends it: whichever
--- statement that is, also one typed into psql, with whatever search_path. Rows are locked from the child
--- to the parent, never the other way round.
+-- statement that is, also one typed into psql, and also one that deletes a child that has not ended. Rows
+-- are locked from the child to the parent, never the other way round.
 -- A child that is retried or replayed by hand may end again, when the parent has perhaps gone on from its
 -- first end: complete_entry counts only that.
-create function tell_parent() returns trigger language plpgsql set search_path from current as $$
+-- With the rights of the tables' owner: whoever may end a child need not be allowed to write into logs.
+create function tell_parent() returns trigger
+language plpgsql security definer set search_path from current as $$
+declare
+    child tasks := coalesce(new, old);
+    failure text := case when tg_op = 'DELETE' then 'Deleted' else coalesce(child.error, 'Cancelled') end;
 begin
-    perform complete_entry(new.parent_id, new.parent_position, new.output, case
-        when new.status <> 'succeeded' then json_build_object(
-            'type', split_part(coalesce(new.error, 'Cancelled'), ':', 1),
-            'error', coalesce(new.error, 'Cancelled'), 'traceback', '', 'final', true
+    perform complete_entry(child.parent_id, child.parent_position, child.output, case
+        when child.status <> 'succeeded' then json_build_object(
+            'type', split_part(failure, ':', 1), 'error', failure, 'traceback', '', 'final', true
         )
     end);
     return null;
@@ -186,3 +202,22 @@ $$;
 create trigger tell_parent after update of status on tasks for each row
 when (new.parent_id is not null and new.status in ('succeeded', 'failed', 'cancelled'))
 execute function tell_parent();
+
+create trigger tell_parent_of_deletion after delete on tasks for each row
+when (old.parent_id is not null and old.status in ('queued', 'running', 'waiting'))
+execute function tell_parent();
+
+-- Volatile, as functions are unless told otherwise: it looks at what is committed when it is called, and
+-- not when the statement began that calls it.
+create function has_living_children(its_task bigint) returns boolean
+language plpgsql volatile set search_path from current as $$
+begin
+    return exists (
+        select from tasks
+        where parent_id = its_task and status in ('queued', 'running', 'waiting')
+    );
+end
+$$;
+
+-- Everybody may call a new function. These are for the triggers.
+revoke execute on function complete_entry, tell_parent from public;

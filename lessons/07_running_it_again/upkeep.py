@@ -12,22 +12,15 @@ def wake(queries: Querier) -> None:
     queries.wake_tasks()
 
 
-def bury(queries: Querier) -> None:
-    for worker in queries.bury_workers():
-        log.warning("worker %s is dead", worker.name)
-
-
 def take_back(queries: Querier) -> None:
-    lost_tasks = list(queries.take_back_tasks())
-    while failed := list(queries.fail_lost_child()):  # one
-        lost_tasks += failed
-    for lost in lost_tasks:
+    for lost in queries.take_back_tasks():
         log.warning("task %d, %s: %s", lost.id, lost.status, lost.error)
 
 
 def cancel_orphans(queries: Querier) -> None:
-    while queries.cancel_orphans():  # of one cancelled task
+    while queries.cancel_orphans():  # their own children are next
         pass
+    queries.mark_swept()
 
 
-CHORES: list[Callable[[Querier], None]] = [wake, cancel_orphans, bury, take_back]
+CHORES: list[Callable[[Querier], None]] = [wake, cancel_orphans, take_back]

@@ -20,7 +20,7 @@ BURY_WORKERS = """-- name: bury_workers \\:many
 delete from workers
 where id = any (array(
     select id from workers
-    where alive_until < clock_timestamp()
+    where alive_until < clock_timestamp() and workers.id <> :p1
     order by id
     for update skip locked
 ))
@@ -154,7 +154,8 @@ on conflict (queue) do update set max_running = excluded.max_running
 
 
 LIST_TASKS = """-- name: list_tasks \\:many
-select id, left(name, 100) as name, left(cast(input as text), 200) as input, status, attempt, max_attempts,
+select id, left(name, 100) as name, left(cast(input as text), 200) as input, status,
+    cast(attempt - uncounted as int) as tries, max_attempts,
     worker_id,
     left(coalesce(error, cast(output as text), ''), 1000) as outcome
 from tasks
@@ -169,7 +170,7 @@ class ListTasksRow:
     name: str
     input: str
     status: str
-    attempt: int
+    tries: int
     max_attempts: int
     worker_id: Optional[int]
     outcome: str
@@ -288,8 +289,8 @@ class Querier:
     def bound_idle_time(self) -> None:
         self._conn.execute(sqlalchemy.text(BOUND_IDLE_TIME))
 
-    def bury_workers(self) -> Iterator[BuryWorkersRow]:
-        result = self._conn.execute(sqlalchemy.text(BURY_WORKERS))
+    def bury_workers(self, *, worker_id: int) -> Iterator[BuryWorkersRow]:
+        result = self._conn.execute(sqlalchemy.text(BURY_WORKERS), {"p1": worker_id})
         for row in result:
             yield BuryWorkersRow(
                 id=row[0],
@@ -403,7 +404,7 @@ class Querier:
                 name=row[1],
                 input=row[2],
                 status=row[3],
-                attempt=row[4],
+                tries=row[4],
                 max_attempts=row[5],
                 worker_id=row[6],
                 outcome=row[7],

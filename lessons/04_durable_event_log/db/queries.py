@@ -21,7 +21,7 @@ BURY_WORKERS = """-- name: bury_workers \\:many
 delete from workers
 where id = any (array(
     select id from workers
-    where alive_until < clock_timestamp()
+    where alive_until < clock_timestamp() and workers.id <> :p1
     order by id
     for update skip locked
 ))
@@ -156,7 +156,8 @@ on conflict (queue) do update set max_running = excluded.max_running
 
 
 LIST_TASKS = """-- name: list_tasks \\:many
-select id, left(name, 100) as name, left(cast(input as text), 200) as input, status, attempt, max_attempts,
+select id, left(name, 100) as name, left(cast(input as text), 200) as input, status,
+    cast(attempt - uncounted as int) as tries, max_attempts,
     worker_id,
     left(coalesce(error, cast(output as text), ''), 1000) as outcome
 from tasks
@@ -171,7 +172,7 @@ class ListTasksRow:
     name: str
     input: str
     status: str
-    attempt: int
+    tries: int
     max_attempts: int
     worker_id: Optional[int]
     outcome: str
@@ -284,25 +285,36 @@ where id = :p2 and attempt = :p3 and status = 'running'
 
 TAKE_BACK_TASKS = """-- name: take_back_tasks \\:many
 with lost as materialized (
-    select tasks.id, tasks.attempt from tasks
+    select tasks.id, tasks.attempt, case
+        when workers.id is null and exists (
+            select from event_log
+            where event_log.task_id = tasks.id and event_log.attempt = tasks.attempt
+            and event_log.error is null
+        )
+        then tasks.attempt
+        else tasks.uncounted
+    end as uncounted
+    from tasks
     left join workers on workers.id = tasks.worker_id
     where tasks.status = 'running'
     and (workers.id is null or tasks.started_at < clock_timestamp() - tasks.timeout)
 )
 update tasks
-set status = case when attempt - uncounted < max_attempts then 'queued' else 'failed' end,
+set status = case when tasks.attempt - lost.uncounted < max_attempts then 'queued' else 'failed' end,
+    uncounted = lost.uncounted,
     error = case
         when started_at < clock_timestamp() - timeout then 'Timeout\\: the run took too long'
         else 'WorkerDied\\: the worker that ran it is gone'
     end
-where id = any (array(
+from lost
+where lost.id = tasks.id and tasks.id = any (array(
     select tasks.id from tasks
     join lost on lost.id = tasks.id and lost.attempt = tasks.attempt
     where tasks.status = 'running'
     order by tasks.id
     for update of tasks skip locked
 ))
-returning id, name, status, attempt, error
+returning tasks.id, name, status, tasks.attempt, error
 """
 
 
@@ -341,8 +353,8 @@ class Querier:
     def bound_idle_time(self) -> None:
         self._conn.execute(sqlalchemy.text(BOUND_IDLE_TIME))
 
-    def bury_workers(self) -> Iterator[BuryWorkersRow]:
-        result = self._conn.execute(sqlalchemy.text(BURY_WORKERS))
+    def bury_workers(self, *, worker_id: int) -> Iterator[BuryWorkersRow]:
+        result = self._conn.execute(sqlalchemy.text(BURY_WORKERS), {"p1": worker_id})
         for row in result:
             yield BuryWorkersRow(
                 id=row[0],
@@ -458,7 +470,7 @@ class Querier:
                 name=row[1],
                 input=row[2],
                 status=row[3],
-                attempt=row[4],
+                tries=row[4],
                 max_attempts=row[5],
                 worker_id=row[6],
                 outcome=row[7],

@@ -56,6 +56,7 @@ class Task:
     completions: int
     awaits: Optional[List[int]]
     wake_after: Optional[int]
+    swept: bool
     created_at: datetime.datetime
 
 

@@ -21,7 +21,7 @@ BURY_WORKERS = """-- name: bury_workers \\:many
 delete from workers
 where id = any (array(
     select id from workers
-    where alive_until < clock_timestamp()
+    where alive_until < clock_timestamp() and workers.id <> :p1
     order by id
     for update skip locked
 ))
@@ -36,27 +36,16 @@ class BuryWorkersRow:
 
 
 CANCEL_ORPHANS = """-- name: cancel_orphans \\:execrows
-with orphans as (
-    select id, parent_id from tasks
-    where status in ('queued', 'running', 'waiting') and parent_id = (
-        select child.parent_id from tasks as child
-        join tasks as parent on parent.id = child.parent_id
-        where child.status in ('queued', 'running', 'waiting') and parent.status = 'cancelled'
-        limit 1
-    )
-    order by id
-    limit 1000
-    for update skip locked
-), parent as (
-    select id from tasks
-    where id = (select max(parent_id) from orphans) and status = 'cancelled'
-    for update
-)
 update tasks
 set status = 'cancelled', error = null
 where id = any (array(
-    select orphans.id from orphans
-    join parent on parent.id = orphans.parent_id
+    select child.id from tasks as parent
+    join tasks as child on child.parent_id = parent.id
+    where parent.status = 'cancelled' and not parent.swept
+    and child.status in ('queued', 'running', 'waiting')
+    order by child.id
+    limit 1000
+    for update of child, parent skip locked
 ))
 """
 
@@ -84,7 +73,7 @@ where id = any (array(
     for update skip locked
 ))
 returning id, name, cast(input as text) as input, priority, attempt, max_attempts, log_id,
-    uncounted, completions
+    uncounted, queue, completions
 """
 
 
@@ -98,6 +87,7 @@ class ClaimTasksRow:
     max_attempts: int
     log_id: uuid.UUID
     uncounted: int
+    queue: str
     completions: int
 
 
@@ -130,20 +120,17 @@ DETACH_CHILDREN = """-- name: detach_children \\:exec
 update tasks
 set parent_id = null, parent_position = null,
     status = case when status in ('queued', 'running', 'waiting') then 'cancelled' else status end
-where id = any (array(
-    select id from tasks
-    where parent_id = cast(:p1 as bigint)
-    order by id
-    for update
-))
+where parent_id = cast(:p1 as bigint)
 """
 
 
-DROP_LAST_ERROR = """-- name: drop_last_error \\:exec
+DROP_LAST_ERRORS = """-- name: drop_last_errors \\:exec
 delete from event_log
-where event_log.task_id = :p1 and kind = 'step' and error is not null
-and not settled
-and event_log.position = (select max(last.position) from event_log as last where last.task_id = :p1)
+where event_log.task_id = any (cast(:p1 as bigint[]))
+and event_log.kind = 'step' and event_log.error is not null and not event_log.settled
+and event_log.position = (
+    select max(last.position) from event_log as last where last.task_id = event_log.task_id
+)
 """
 
 
@@ -160,41 +147,6 @@ values (
 on conflict (name, idempotency_key) where idempotency_key is not null do nothing
 returning id
 """
-
-
-FAIL_LOST_CHILD = """-- name: fail_lost_child \\:many
-with lost as materialized (
-    select tasks.id, tasks.attempt from tasks
-    left join workers on workers.id = tasks.worker_id
-    where tasks.status = 'running' and tasks.parent_id is not null
-    and tasks.attempt - tasks.uncounted >= tasks.max_attempts
-    and (workers.id is null or tasks.started_at < clock_timestamp() - tasks.timeout)
-)
-update tasks
-set status = 'failed',
-    error = case
-        when started_at < clock_timestamp() - timeout then 'Timeout\\: the run took too long'
-        else 'WorkerDied\\: the worker that ran it is gone'
-    end
-where id = any (array(
-    select tasks.id from tasks
-    join lost on lost.id = tasks.id and lost.attempt = tasks.attempt
-    where tasks.status = 'running'
-    order by tasks.id
-    limit 1
-    for update of tasks skip locked
-))
-returning id, name, status, attempt, error
-"""
-
-
-@dataclasses.dataclass()
-class FailLostChildRow:
-    id: int
-    name: str
-    status: str
-    attempt: int
-    error: Optional[str]
 
 
 FAIL_TASK = """-- name: fail_task \\:execrows
@@ -217,7 +169,7 @@ class FindTaskRow:
 
 
 GET_TASK = """-- name: get_task \\:one
-select id, queue, name, input, status, output, error, priority, run_at, timeout, attempt, max_attempts, uncounted, worker_id, started_at, idempotency_key, log_id, parent_id, parent_position, completions, awaits, wake_after, created_at from tasks
+select id, queue, name, input, status, output, error, priority, run_at, timeout, attempt, max_attempts, uncounted, worker_id, started_at, idempotency_key, log_id, parent_id, parent_position, completions, awaits, wake_after, swept, created_at from tasks
 where id = :p1
 """
 
@@ -252,21 +204,45 @@ on conflict (queue) do update set max_running = excluded.max_running
 """
 
 
-LIST_FAILED_ENTRIES = """-- name: list_failed_entries \\:many
-select position, cast(child_id as bigint) as child_id from event_log
-where task_id = :p1 and kind = 'child' and error is not null and not settled
-order by child_id
+LIST_REPLAYED = """-- name: list_replayed \\:many
+select id, case when id = :p1 then attempt end as attempt from tasks
+where id = :p1 or parent_id = cast(:p1 as bigint)
+order by id desc
 """
 
 
 @dataclasses.dataclass()
-class ListFailedEntriesRow:
-    position: int
-    child_id: int
+class ListReplayedRow:
+    id: int
+    attempt: Optional[Any]
+
+
+LIST_RETRIED = """-- name: list_retried \\:many
+with recursive retried (id, of) as (
+    select cast(:p1 as bigint), cast(null as bigint)
+    union all
+    select event_log.child_id, tasks.id from retried
+    join tasks on tasks.id = retried.id and tasks.status in ('failed', 'cancelled')
+    join event_log on event_log.task_id = tasks.id
+    where event_log.kind = 'child' and event_log.error is not null and not event_log.settled
+)
+select cast(retried.id as bigint) as id, retried.of, tasks.status, tasks.attempt
+from retried left join tasks on tasks.id = retried.id
+order by retried.id desc
+"""
+
+
+@dataclasses.dataclass()
+class ListRetriedRow:
+    id: int
+    of: Optional[int]
+    status: Optional[str]
+    attempt: Optional[int]
 
 
 LIST_TASKS = """-- name: list_tasks \\:many
-select id, left(name, 100) as name, left(cast(input as text), 200) as input, status, attempt, max_attempts,
+select id, left(name, 100) as name, left(cast(input as text), 200) as input, status,
+    cast(attempt - uncounted as int) as tries, max_attempts,
     worker_id, parent_id,
     left(coalesce(error, cast(output as text), ''), 1000) as outcome
 from tasks
@@ -281,7 +257,7 @@ class ListTasksRow:
     name: str
     input: str
     status: str
-    attempt: int
+    tries: int
     max_attempts: int
     worker_id: Optional[int]
     parent_id: Optional[int]
@@ -340,9 +316,10 @@ for update
 """
 
 
-LOCK_TASK = """-- name: lock_task \\:exec
+LOCK_TASKS = """-- name: lock_tasks \\:exec
 select id from tasks
-where id = :p1
+where id = any (cast(:p1 as bigint[]))
+order by id desc
 for update
 """
 
@@ -357,6 +334,17 @@ select cast(
         from queue_limits where queue_limits.queue = :p1
     ), true)
     as boolean) as found
+"""
+
+
+MARK_SWEPT = """-- name: mark_swept \\:exec
+update tasks
+set swept = true
+where id = any (array(
+    select id from tasks
+    where status = 'cancelled' and not swept
+    for update skip locked
+)) and not has_living_children(id)
 """
 
 
@@ -387,18 +375,19 @@ returning id
 """
 
 
-REOPEN_ENTRY = """-- name: reopen_entry \\:exec
+REOPEN_ENTRIES = """-- name: reopen_entries \\:exec
 update event_log
 set output = null, error = null, completion = null
-where task_id = :p1 and position = :p2
+where task_id = any (cast(:p1 as bigint[])) and child_id = any (cast(:p2 as bigint[]))
+and error is not null and not settled
 """
 
 
 REPLAY_TASK = """-- name: replay_task \\:execrows
 update tasks
 set status = 'queued', log_id = gen_random_uuid(), output = null, error = null,
-    completions = 0, awaits = null, wake_after = null
-where id = :p1 and attempt = :p2 and status in ('succeeded', 'failed', 'cancelled')
+    completions = 0, awaits = null, wake_after = null, uncounted = attempt
+where id = :p1 and status in ('succeeded', 'failed', 'cancelled')
 """
 
 
@@ -410,10 +399,10 @@ where id = :p3 and attempt = :p4 and status = 'running'
 """
 
 
-REVIVE_TASK = """-- name: revive_task \\:execrows
+REVIVE_TASKS = """-- name: revive_tasks \\:execrows
 update tasks
-set status = 'queued', error = null
-where id = :p1 and attempt = :p2 and status in ('failed', 'cancelled')
+set status = 'queued', error = null, swept = false
+where id = any (cast(:p1 as bigint[])) and status in ('failed', 'cancelled')
 """
 
 
@@ -486,26 +475,49 @@ where id = :p3 and attempt = :p4 and status = 'running' and completions = :p5
 
 TAKE_BACK_TASKS = """-- name: take_back_tasks \\:many
 with lost as materialized (
-    select tasks.id, tasks.attempt from tasks
+    select tasks.id, tasks.attempt, case
+        when workers.id is null and exists (
+            select from event_log
+            where event_log.task_id = tasks.id and event_log.attempt = tasks.attempt
+            and event_log.error is null
+        )
+        then tasks.attempt
+        else tasks.uncounted
+    end as uncounted
+    from tasks
     left join workers on workers.id = tasks.worker_id
     where tasks.status = 'running'
     and (workers.id is null or tasks.started_at < clock_timestamp() - tasks.timeout)
 )
 update tasks
-set status = case when attempt - uncounted < max_attempts then 'queued' else 'failed' end,
+set status = case when tasks.attempt - lost.uncounted < max_attempts then 'queued' else 'failed' end,
+    uncounted = lost.uncounted,
     error = case
         when started_at < clock_timestamp() - timeout then 'Timeout\\: the run took too long'
         else 'WorkerDied\\: the worker that ran it is gone'
     end
-where id = any (array(
-    select tasks.id from tasks
-    join lost on lost.id = tasks.id and lost.attempt = tasks.attempt
-    where tasks.status = 'running'
-    and (tasks.parent_id is null or tasks.attempt - tasks.uncounted < tasks.max_attempts)
-    order by tasks.id
-    for update of tasks skip locked
-))
-returning id, name, status, attempt, error
+from lost
+where lost.id = tasks.id and (
+    tasks.id = any (array(
+        select tasks.id from tasks
+        join lost on lost.id = tasks.id and lost.attempt = tasks.attempt
+        where tasks.status = 'running' and (
+            tasks.attempt - lost.uncounted < tasks.max_attempts
+            or not exists (select from tasks as parent where parent.id = tasks.parent_id)
+        )
+        order by tasks.id
+        for update of tasks skip locked
+    ))
+    or tasks.id = any (array(
+        select tasks.id from tasks
+        join lost on lost.id = tasks.id and lost.attempt = tasks.attempt
+        join tasks as parent on parent.id = tasks.parent_id
+        where tasks.status = 'running' and tasks.attempt - lost.uncounted >= tasks.max_attempts
+        order by tasks.id
+        for update of tasks, parent skip locked
+    ))
+)
+returning tasks.id, name, status, tasks.attempt, error
 """
 
 
@@ -521,7 +533,7 @@ class TakeBackTasksRow:
 TELL_AGAIN = """-- name: tell_again \\:exec
 update tasks
 set status = status
-where id = :p1
+where id = any (cast(:p1 as bigint[])) and status = 'succeeded'
 """
 
 
@@ -551,8 +563,8 @@ class Querier:
     def bound_idle_time(self) -> None:
         self._conn.execute(sqlalchemy.text(BOUND_IDLE_TIME))
 
-    def bury_workers(self) -> Iterator[BuryWorkersRow]:
-        result = self._conn.execute(sqlalchemy.text(BURY_WORKERS))
+    def bury_workers(self, *, worker_id: int) -> Iterator[BuryWorkersRow]:
+        result = self._conn.execute(sqlalchemy.text(BURY_WORKERS), {"p1": worker_id})
         for row in result:
             yield BuryWorkersRow(
                 id=row[0],
@@ -584,7 +596,8 @@ class Querier:
                 max_attempts=row[5],
                 log_id=row[6],
                 uncounted=row[7],
-                completions=row[8],
+                queue=row[8],
+                completions=row[9],
             )
 
     def count_running(self, *, queue: str) -> Optional[int]:
@@ -607,8 +620,8 @@ class Querier:
     def detach_children(self, *, parent_id: int) -> None:
         self._conn.execute(sqlalchemy.text(DETACH_CHILDREN), {"p1": parent_id})
 
-    def drop_last_error(self, *, task_id: int) -> None:
-        self._conn.execute(sqlalchemy.text(DROP_LAST_ERROR), {"p1": task_id})
+    def drop_last_errors(self, *, ids: List[int]) -> None:
+        self._conn.execute(sqlalchemy.text(DROP_LAST_ERRORS), {"p1": ids})
 
     def enqueue_task(self, *, queue: str, name: str, input: Any, priority: int, max_attempts: int, timeout: Optional[datetime.timedelta], idempotency_key: Optional[str], delay: Optional[datetime.timedelta]) -> Optional[int]:
         row = self._conn.execute(sqlalchemy.text(ENQUEUE_TASK), {
@@ -624,17 +637,6 @@ class Querier:
         if row is None:
             return None
         return row[0]
-
-    def fail_lost_child(self) -> Iterator[FailLostChildRow]:
-        result = self._conn.execute(sqlalchemy.text(FAIL_LOST_CHILD))
-        for row in result:
-            yield FailLostChildRow(
-                id=row[0],
-                name=row[1],
-                status=row[2],
-                attempt=row[3],
-                error=row[4],
-            )
 
     def fail_task(self, *, error: str, id: int, attempt: int) -> int:
         result = self._conn.execute(sqlalchemy.text(FAIL_TASK), {"p1": error, "p2": id, "p3": attempt})
@@ -676,7 +678,8 @@ class Querier:
             completions=row[19],
             awaits=row[20],
             wake_after=row[21],
-            created_at=row[22],
+            swept=row[22],
+            created_at=row[23],
         )
 
     def give_back_tasks(self, *, worker_id: int, running: List[str], older_than: datetime.timedelta) -> Iterator[GiveBackTasksRow]:
@@ -694,12 +697,22 @@ class Querier:
     def limit_queue(self, *, queue: str, max_running: int) -> None:
         self._conn.execute(sqlalchemy.text(LIMIT_QUEUE), {"p1": queue, "p2": max_running})
 
-    def list_failed_entries(self, *, task_id: int) -> Iterator[ListFailedEntriesRow]:
-        result = self._conn.execute(sqlalchemy.text(LIST_FAILED_ENTRIES), {"p1": task_id})
+    def list_replayed(self, *, id: int) -> Iterator[ListReplayedRow]:
+        result = self._conn.execute(sqlalchemy.text(LIST_REPLAYED), {"p1": id})
         for row in result:
-            yield ListFailedEntriesRow(
-                position=row[0],
-                child_id=row[1],
+            yield ListReplayedRow(
+                id=row[0],
+                attempt=row[1],
+            )
+
+    def list_retried(self, *, id: int) -> Iterator[ListRetriedRow]:
+        result = self._conn.execute(sqlalchemy.text(LIST_RETRIED), {"p1": id})
+        for row in result:
+            yield ListRetriedRow(
+                id=row[0],
+                of=row[1],
+                status=row[2],
+                attempt=row[3],
             )
 
     def list_tasks(self, *, at_most: int) -> Iterator[ListTasksRow]:
@@ -710,7 +723,7 @@ class Querier:
                 name=row[1],
                 input=row[2],
                 status=row[3],
-                attempt=row[4],
+                tries=row[4],
                 max_attempts=row[5],
                 worker_id=row[6],
                 parent_id=row[7],
@@ -755,14 +768,17 @@ class Querier:
             return None
         return row[0]
 
-    def lock_task(self, *, id: int) -> None:
-        self._conn.execute(sqlalchemy.text(LOCK_TASK), {"p1": id})
+    def lock_tasks(self, *, ids: List[int]) -> None:
+        self._conn.execute(sqlalchemy.text(LOCK_TASKS), {"p1": ids})
 
     def look_for_work(self, *, queue: str) -> Optional[bool]:
         row = self._conn.execute(sqlalchemy.text(LOOK_FOR_WORK), {"p1": queue}).first()
         if row is None:
             return None
         return row[0]
+
+    def mark_swept(self) -> None:
+        self._conn.execute(sqlalchemy.text(MARK_SWEPT))
 
     def record_step(self, *, position: int, kind: str, name: str, input: Any, output: Optional[Any], error: Optional[Any], attempt: int, id: int) -> int:
         result = self._conn.execute(sqlalchemy.text(RECORD_STEP), {
@@ -783,11 +799,11 @@ class Querier:
             return None
         return row[0]
 
-    def reopen_entry(self, *, task_id: int, position: int) -> None:
-        self._conn.execute(sqlalchemy.text(REOPEN_ENTRY), {"p1": task_id, "p2": position})
+    def reopen_entries(self, *, ids: List[int], child_ids: List[int]) -> None:
+        self._conn.execute(sqlalchemy.text(REOPEN_ENTRIES), {"p1": ids, "p2": child_ids})
 
-    def replay_task(self, *, id: int, attempt: int) -> int:
-        result = self._conn.execute(sqlalchemy.text(REPLAY_TASK), {"p1": id, "p2": attempt})
+    def replay_task(self, *, id: int) -> int:
+        result = self._conn.execute(sqlalchemy.text(REPLAY_TASK), {"p1": id})
         return result.rowcount
 
     def retry_task(self, *, delay: datetime.timedelta, error: str, id: int, attempt: int) -> int:
@@ -799,8 +815,8 @@ class Querier:
         })
         return result.rowcount
 
-    def revive_task(self, *, id: int, attempt: int) -> int:
-        result = self._conn.execute(sqlalchemy.text(REVIVE_TASK), {"p1": id, "p2": attempt})
+    def revive_tasks(self, *, ids: List[int]) -> int:
+        result = self._conn.execute(sqlalchemy.text(REVIVE_TASKS), {"p1": ids})
         return result.rowcount
 
     def settle_errors(self, *, positions: List[int], id: int, attempt: int) -> int:
@@ -848,8 +864,8 @@ class Querier:
                 error=row[4],
             )
 
-    def tell_again(self, *, id: int) -> None:
-        self._conn.execute(sqlalchemy.text(TELL_AGAIN), {"p1": id})
+    def tell_again(self, *, ids: List[int]) -> None:
+        self._conn.execute(sqlalchemy.text(TELL_AGAIN), {"p1": ids})
 
     def unregister_worker(self, *, id: int) -> None:
         self._conn.execute(sqlalchemy.text(UNREGISTER_WORKER), {"p1": id})
