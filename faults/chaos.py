@@ -484,7 +484,11 @@ class Chaos:
             self.violation("the clients got nothing done")
 
     def check_logs(self) -> None:
-        """The log of a task that has succeeded is complete."""
+        """No log has a hole, and that of a task that has succeeded is complete."""
+        for (id,) in self.rows(
+            "select task_id from event_log group by task_id having max(position) <> count(*)"
+        ):
+            self.violation(f"the log of task {id} has a hole")
         logs: dict[int, list[tuple[int, str]]] = {}
         for id, position, name in self.rows(
             "select task_id, position, name from event_log order by task_id, position"

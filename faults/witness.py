@@ -114,9 +114,6 @@ LOGS: dict[str, LiteralString] = {
         " or count(*) filter (where after -> 'ended' = 'true'"
         " and before -> 'ended' is distinct from 'true') > 1)"
     ),
-    "a log has a hole": (
-        "select task_id from event_log group by task_id having max(position) <> count(*)"
-    ),
     "a child was spawned by an attempt that was not the task's": (
         "select after, task from history where place = 'event_log' and after ->> 'kind' = 'child'"
         " and after -> 'ended' = 'false' and statement <> 'reopen_entries'"
