@@ -224,6 +224,15 @@ def test_a_claim_whose_answer_was_lost_is_taken_back_beside_an_older_attempt(les
     assert task_row(db, id).status == "queued"
 
 
+def test_a_row_that_somebody_holds_keeps_no_other_from_being_given_back(lesson, db):
+    ids, worker = [enqueue(lesson, db) for _ in range(2)], register(lesson, db)
+    claim(lesson, db, worker, at_most=2)
+    with db.connect() as holder, queries(lesson, db) as queue:
+        holder.execute("select from tasks where id = %s for update", (ids[0],))
+        given_back = queue.give_back_tasks(worker_id=worker, running=[], older_than=timedelta(0))
+        assert [task.id for task in given_back] == [ids[1]]
+
+
 def test_a_worker_finds_its_own_lost_claims(lesson, db):
     """The rows of a claim that was committed, and of which the worker has never heard."""
     released = threading.Event()

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from shared.lessons import lessons
 from shared.processes import wait_until, worker_processes
-from shared.testing import working
+from shared.testing import wait_for_status, working
 from tests.helpers import enqueue_all, execute, statuses
 
 WAITING = int(os.environ.get("WAITING", "10000"))  # durable tasks wait at once in the newest lesson
@@ -55,6 +55,35 @@ def test_a_workflow_of_ten_steps_takes_twelve_statements(lesson, db):
     counted = [name for name in counted if name in workflow]
     assert Counter(counted)["record_step"] == 50
     assert len(counted) == 12 * 5, Counter(counted)
+
+
+def test_as_completed_looks_once_at_what_has_ended(lesson, db, monkeypatch):
+    """And not once for each child: a run over n ended children would cost n² comparisons."""
+    children, looked_at = 20, []
+
+    @lesson.context.durable
+    def all_of_them(ctx, _):
+        pending = [ctx.spawn(child, n) for n in range(children)]
+        ctx.gather(*pending)
+        looked_at.clear()
+        return [ctx.result(one) for one in ctx.as_completed(*pending)]
+
+    @lesson.tasks.task
+    def child(n):
+        return n
+
+    wait = lesson.event_log.EventLog.wait
+
+    def noted(self, positions, enough):
+        looked_at.append(len(positions))
+        return wait(self, positions, enough)
+
+    monkeypatch.setattr(lesson.event_log.EventLog, "wait", noted)
+    (id,) = enqueue_all(lesson, db, "all_of_them", [None])
+    with working(lesson.worker.Worker(db, "w")):
+        assert sorted(wait_for_status(db, id, "succeeded", "failed").output) == [*range(children)]
+    # One look at all of them, and one for each result.
+    assert sum(looked_at) == 2 * children
 
 
 def test_thousands_of_waiting_tasks_hold_no_slot_and_no_memory(lesson, db):

@@ -159,9 +159,14 @@ returning tasks.id, name, status, tasks.attempt, error;
 -- running: task and attempt, as in '7/2'. An older attempt of the same task may run here still.
 update tasks
 set status = 'queued', uncounted = uncounted + 1
-where worker_id = cast(@worker_id as bigint) and status = 'running'
-and format('%s/%s', id, attempt) <> all (cast(@running as text[]))
-and started_at < clock_timestamp() - cast(@older_than as interval)
+where id = any (array(
+    select id from tasks
+    where worker_id = cast(@worker_id as bigint) and status = 'running'
+    and format('%s/%s', id, attempt) <> all (cast(@running as text[]))
+    and started_at < clock_timestamp() - cast(@older_than as interval)
+    order by id
+    for update skip locked
+))
 returning id, attempt;
 
 -- name: RegisterWorker :one

@@ -92,11 +92,13 @@ class Children:
         """The children, each as soon as it has ended. Their order is recorded with their ends."""
         left = self._positions(pending)
         while left:
-            first = self._log.wait(left, enough=1)[0]
-            left.remove(first.position)
-            if first.error:
-                self._log.told(first)
-            yield Pending(first.position, self._log.run)
+            ended = self._log.wait(left, enough=1)
+            for entry in ended:
+                if entry.error:
+                    self._log.told(entry)
+                yield Pending(entry.position, self._log.run)
+            known = {entry.position for entry in ended}
+            left = [position for position in left if position not in known]
 
     def _positions(self, pending: Sequence[object]) -> list[int]:
         """Where they stand in the log. FinalBadInput for what this run has not spawned."""

@@ -128,9 +128,14 @@ where id = :p1
 GIVE_BACK_TASKS = """-- name: give_back_tasks \\:many
 update tasks
 set status = 'queued', uncounted = uncounted + 1
-where worker_id = cast(:p1 as bigint) and status = 'running'
-and format('%s/%s', id, attempt) <> all (cast(:p2 as text[]))
-and started_at < clock_timestamp() - cast(:p3 as interval)
+where id = any (array(
+    select id from tasks
+    where worker_id = cast(:p1 as bigint) and status = 'running'
+    and format('%s/%s', id, attempt) <> all (cast(:p2 as text[]))
+    and started_at < clock_timestamp() - cast(:p3 as interval)
+    order by id
+    for update skip locked
+))
 returning id, attempt
 """
 
