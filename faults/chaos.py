@@ -23,12 +23,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any, LiteralString, cast
 
 import click
 import sqlalchemy as sa
+from psycopg import sql
+from psycopg.sql import Composed
 from sqlalchemy.exc import OperationalError
 
 from faults import lesson_with_worker, witness
@@ -73,7 +76,30 @@ FAULTS = {
     "stop a worker": 2,
     "terminate connections": 4,
     "cancel statements": 4,
+    "refuse all writes": 3,
 }
+# Errors that the faults make. All others would be the engine's.
+EXPECTED = ("canceling statement due to user request", "the database refuses")
+# Read-only, as a standby is or a server whose disk is nearly full; a missing right; a trigger of
+# somebody's; a plan that has changed; a time limit; a full disk.
+REFUSALS = ["25006", "42501", "P0001", "0A000", "57014", "53100"]
+# Of the workers only: what the clients could not write would be no news.
+REFUSE: LiteralString = """
+create table chaos_refusal (sqlstate text, until timestamptz);
+insert into chaos_refusal values ('', '-infinity');
+create function chaos_refuse() returns trigger language plpgsql set search_path from current as $$
+declare
+    state text;
+begin
+    select sqlstate into state from chaos_refusal
+    where until > clock_timestamp() and current_setting('application_name') <> '{spared}';
+    if found then
+        raise exception 'the database refuses' using errcode = state;
+    end if;
+    return null;
+end
+$$;
+"""
 FAULTS_OF_THE_SERVER = {"shut the server down": 1, "kill the server": 1}
 
 
@@ -260,6 +286,7 @@ class Chaos:
     def run(self, seconds: float) -> None:
         witness.install(self.db)
         self.rows("create table chaos_orders (key text primary key)")
+        self.prepare_refusals()
         if self.limit is not None:
             with self.db.autocommit.connect() as connection:
                 self.engine.limit_queue(connection, "default", self.limit)
@@ -336,6 +363,8 @@ class Chaos:
                     self.cut("pg_terminate_backend", few, share)
                 case "cancel statements":
                     self.cut("pg_cancel_backend", few, share)
+                case "refuse all writes":
+                    self.refuse(self.random.choice(REFUSALS), 4 * share)
                 case "shut the server down":
                     self.restart(signal.SIGQUIT)
                 case _:
@@ -353,6 +382,27 @@ class Chaos:
         self.tell(f"{function} of {len(chosen)} connections")
         for pid in chosen:
             self.rows(cast(LiteralString, f"select {function}(%s)"), pid)
+
+    def prepare_refusals(self) -> None:
+        spared = f"{self.db.schema} {os.getpid()}"
+        self.rows(cast(LiteralString, REFUSE.replace("{spared}", spared)))
+        tables = self.rows(
+            "select table_name from information_schema.tables where table_schema = %s"
+            " and table_name = any(array['tasks', 'workers', 'event_log'])",
+            self.db.schema,
+        )
+        for (table,) in tables:
+            self.rows(
+                sql.SQL(
+                    "create trigger chaos_refuse before insert or update on {}"
+                    " for each statement execute function chaos_refuse()"
+                ).format(sql.Identifier(table))
+            )
+
+    def refuse(self, sqlstate: str, seconds: float) -> None:
+        self.tell(f"the database refuses all writes with {sqlstate}, for {seconds:.1f} s")
+        until = "update chaos_refusal set sqlstate = %s, until = clock_timestamp() + %s"
+        self.rows(until, sqlstate, timedelta(seconds=seconds))
 
     def restart(self, number: signal.Signals) -> None:
         """Without telling the clients goodbye; then wait until the last process is gone."""
@@ -435,7 +485,7 @@ class Chaos:
 
     # The invariants
 
-    def rows(self, query: LiteralString, *parameters: Any) -> list[Any]:
+    def rows(self, query: LiteralString | Composed, *parameters: Any) -> list[Any]:
         return witness.rows(self.db, query, *parameters)
 
     def violation(self, sentence: str) -> None:
@@ -459,7 +509,7 @@ class Chaos:
             self.check_effects()
         self.keep_server_log()
         for line in self.server_log.splitlines():
-            if "ERROR:" in line and "canceling statement due to user request" not in line:
+            if "ERROR:" in line and not any(expected in line for expected in EXPECTED):
                 self.violation(f"the server's log: {line}")
         ((self.result.tasks, self.result.attempts),) = self.rows(
             "select count(*), coalesce(sum(attempt), 0)::int from tasks"
