@@ -79,7 +79,7 @@ class EventLog:
         """The function goes on after an error: from here on, no run tries that step again.
 
         This is written before the next step is done. Otherwise, after a crash in that one's gap,
-        the failed step might succeed, and the function do something else with that one's key.
+        the failed step might succeed, although what is right after its failure was done already.
         """
         if self._told:
             positions = [entry.position for entry in self._told]

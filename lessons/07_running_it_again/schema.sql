@@ -113,10 +113,11 @@ create table queue_limits (
 comment on table queue_limits is 'How many tasks of a queue may run at once. No row: no limit.';
 
 -- What a durable task has done, in the order in which it did it. Kind, name and input say what was
--- asked for; a later run must ask for the same in the same place. A step's row is written once, by the
--- run that did it, and answers every later run. There is one exception: an error at the end of the log,
--- on which nothing depends yet, gives way when a later attempt does the step again. All other entries
--- are opened by a run, and completed once, by somebody else.
+-- asked for; a later run must ask for the same in the same place. A step's row is written by the run that
+-- did it, and answers every later run; but an error at the end of the log gives way when a later attempt
+-- does the step again, unless it was settled, as the function had gone on. All other entries are opened
+-- by a run, and completed once, by somebody else. A retry by hand deletes a failed step at the end, and
+-- reopens the entries of failed children, unless the function had gone on from them.
 create table event_log (
     -- Whoever deletes a task deletes its log with it.
     task_id     bigint not null references tasks on delete cascade,
