@@ -66,3 +66,21 @@ def test_2_no_more_tasks_than_slots(lesson, db):
     with working(lesson.worker.Worker(db, "w", queues=QUEUES, slots=3)):
         wait_until(lambda: len(seen) == 60, "all tasks have run")
     assert max(seen) <= 3
+
+
+def test_2_a_claim_that_fails_loses_nothing_of_the_queue_before(lesson, db):
+    ran = []
+
+    @lesson.tasks.task
+    def note(queue):
+        ran.append(queue)
+
+    with db.connect(autocommit=True) as connection:
+        connection.execute(
+            "alter table tasks add constraint refused"
+            " check (queue <> 'default' or status <> 'running')"
+        )
+    enqueue(lesson, db, "default", 1)
+    enqueue(lesson, db, "urgent", 3)
+    with working(lesson.worker.Worker(db, "w", queues=QUEUES, slots=5)):
+        wait_until(lambda: len(ran) == 3, "the urgent tasks have run")

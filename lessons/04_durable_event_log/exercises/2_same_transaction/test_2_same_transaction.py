@@ -48,24 +48,46 @@ def test_2_same_transaction(lesson, db, ledger):
     assert len(execute(db, "select * from event_log")) == 3
 
 
-def test_an_error_rolls_back_the_work_and_records_nothing(lesson, db, ledger):
+def test_2_it_gets_a_copy_of_its_arguments(lesson, db, ledger):
+    """In a later run it would not be called, and the list would be as it was."""
+
+    def book_all(connection, amounts):
+        while amounts:
+            book(connection, amounts.pop())
+
+    def books(ctx, _):
+        amounts = [6, 5]
+        ctx.transact(book_all, amounts)
+        return amounts
+
+    task = run(lesson, db, books, "succeeded", "failed")
+    assert (task.status, task.output, ledger()) == ("succeeded", [6, 5], [5, 6])
+
+
+def test_2_an_error_rolls_back_the_work_and_is_recorded(lesson, db, ledger):
+    """The second run gets to know of it, and goes the same way."""
+
     def book_and_fail(connection):
         book(connection, 5)
         raise KeyError("a bug")
 
     def books(ctx, _):
         try:
-            ctx.transact(book_and_fail)
-        except KeyError:
-            return ctx.transact(book, 6)
+            return ctx.transact(book_and_fail)
+        except lesson.errors.StepError:
+            booked = ctx.transact(book, 6)
+        if task_row(db, 1).attempt == 1:
+            raise RuntimeError("in the first attempt")
+        return booked
 
-    task = run(lesson, db, books, "succeeded", "failed", "waiting")
-    assert (task.status, task.output) == ("succeeded", 6)
+    task = run(lesson, db, books, "succeeded", "failed")
+    assert (task.status, task.attempt, task.output) == ("succeeded", 2, 6)
     assert ledger() == [6]
-    assert execute(db, "select position from event_log") == [(1,)]
+    names = "select name from event_log order by position"
+    assert execute(db, names) == [("book_and_fail",), ("book",)]
 
 
-def test_a_run_that_has_lost_its_task_leaves_nothing(lesson, db, ledger):
+def test_2_a_run_that_has_lost_its_task_leaves_nothing(lesson, db, ledger):
     def book_too_late(connection):
         execute(db, "update tasks set status = 'failed', error = 'given up'")
         return book(connection, 5)

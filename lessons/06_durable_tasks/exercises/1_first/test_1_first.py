@@ -49,3 +49,34 @@ def test_1_first(lesson, db):
         assert (row.status, row.output, runs) == ("succeeded", "quick", ["quick", "quick"])
         row = wait_for_status(db, none, "succeeded", "failed")
     assert (row.status, row.error) == ("failed", "ChildError: ask: NonRetryableError: closed")
+
+
+def test_1_what_is_no_child_of_this_run_is_refused(lesson, db):
+    kept = []
+
+    @lesson.tasks.task
+    def ask(carrier):
+        return carrier
+
+    @lesson.context.durable
+    def of_another_run(ctx, _):
+        kept.append(ctx.spawn(ask, "quick"))
+        if len(kept) == 1:
+            raise ValueError("run again")
+        return ctx.first(kept[0])
+
+    @lesson.context.durable
+    def of_none(ctx, _):
+        return ctx.first()
+
+    assert hasattr(lesson.context.Context, "first"), "Context.first is yours to write"
+    timing = lesson.timing.Timing(first_backoff=timedelta(seconds=0.01))
+    with db.autocommit.connect() as connection:
+        ids = [
+            lesson.tasks.enqueue(connection, name, None) for name in ("of_another_run", "of_none")
+        ]
+    with working(lesson.worker.Worker(db, "w", timing=timing)):
+        for id, attempt in zip(ids, (2, 1), strict=True):
+            row = wait_for_status(db, id, "succeeded", "failed")
+            assert (row.status, row.attempt) == ("failed", attempt), row.output
+            assert row.error.startswith("FinalBadInput: "), row.error
