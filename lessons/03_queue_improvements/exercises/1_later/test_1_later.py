@@ -2,11 +2,14 @@
 
 from datetime import timedelta
 
+import pytest
+
 from shared.processes import wait_until
 from shared.testing import task_row, wait_for_status, working
 
 
-def test_1_later(lesson, db):
+@pytest.mark.parametrize("max_attempts", [2, 2**31 - 1])
+def test_1_later(lesson, db, max_attempts):
     runs = []
 
     @lesson.tasks.task
@@ -17,7 +20,7 @@ def test_1_later(lesson, db):
         raise lesson.tasks.Later(timedelta(hours=1) if len(runs) == 7 else timedelta(0))
 
     with db.autocommit.connect() as connection:
-        id = lesson.tasks.enqueue(connection, "busy", None, max_attempts=2)
+        id = lesson.tasks.enqueue(connection, "busy", None, max_attempts=max_attempts)
         with working(lesson.worker.Worker(db, "w")):
             wait_until(
                 lambda: (task_row(db, id).status, len(runs)) in (("waiting", 7), ("failed", 2)),
