@@ -1,6 +1,7 @@
 """A lesson's database: where its tables are, and connections to them."""
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any, Literal
 
 import psycopg
 import sqlalchemy as sa
+from psycopg.types.json import set_json_loads
 from sqlalchemy.event import listen
 
 from shared import session
@@ -64,7 +66,9 @@ class Database:
         """A plain psycopg connection, outside the pool."""
         if session.pooled():  # the next statement may come to a server that has not prepared it
             options = {"prepare_threshold": None, **options}
-        return psycopg.connect(self.conninfo, **options)
+        connection: psycopg.Connection[Any] = psycopg.connect(self.conninfo, **options)
+        set_json_loads(json.loads, connection)  # whatever a program has set for all of its own
+        return connection
 
 
 def _without_rows(context: sa.engine.ExceptionContext) -> None:

@@ -173,3 +173,48 @@ def test_an_idle_worker_looks_with_one_statement(lesson, db):
                 sa.event.remove(engine, "before_cursor_execute", note)
         assert not any("limited" in s or "max_running\n" in s for s in statements)
         assert not any("'running', attempt" in s for s in statements), "no claim"
+
+
+class Unspeakable(Exception):
+    def __str__(self):
+        raise SystemExit
+
+
+def test_an_error_whose_message_ends_the_process_ends_no_worker(lesson, db):
+    @lesson.tasks.task
+    def fails(_):
+        raise Unspeakable
+
+    id = enqueue(lesson, db, "fails", max_attempts=1)
+    with working(lesson.worker.Worker(db, "w")):
+        assert wait_for_status(db, id, *ENDED).error.startswith("Unspeakable, and its message")
+
+
+def test_a_refused_run_is_given_back_by_a_worker_that_leaves(lesson, db):
+    """And not taken for one that has died with its worker: that would cost an attempt."""
+    lesson.connection.MAX_REFUSALS = 2
+    worker = lesson.worker.Worker(db, "w", lease=timedelta(hours=1))
+    runs = []
+
+    @lesson.tasks.task
+    def pay(_):
+        runs.append(1)
+
+    with refusing(db, "tasks", PAID), working(worker):
+        id = enqueue(lesson, db, "pay", max_attempts=1)
+        wait_until(lambda: runs and not worker._running, "its result was refused")
+    assert (task_row(db, id).status, attempts_that_count(db, id)) == ("queued", 0)
+
+
+@pytest.mark.parametrize("sqlstate", ["22012", "22001"])
+def test_a_mistake_in_somebodys_trigger_is_not_hopeless(lesson, db, sqlstate):
+    with working(lesson.worker.Worker(db, "w")):
+        with refusing(db, "tasks", PAID, sqlstate) as tries:
+            lesson.tasks.task(pay)
+            id = enqueue(lesson, db, "pay")
+            wait_until(lambda: tries() >= 2, "it is sent again")
+        assert wait_for_status(db, id, *ENDED).status == "succeeded"
+
+
+def pay(_):
+    return None

@@ -194,3 +194,97 @@ def test_a_log_with_a_hole_is_not_read(lesson, db):
     row = run_once(lesson, db, id)
     assert row.status == "failed"
     assert f"the log of task {id} has no entry at position 2" in row.error
+
+
+class Sly(dict):
+    """A dict, until one looks at it."""
+
+    def items(self):
+        raise RuntimeError("not now")
+
+
+def nested(levels):
+    value = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+UNSTORABLE = {
+    "a class that raises": lambda: Sly(a=1),
+    "too deep": lambda: nested(201),
+    "as deep as Python can": lambda: nested(900),
+}
+
+
+@pytest.mark.parametrize("output", UNSTORABLE)
+def test_an_output_that_is_no_json_is_the_steps_error_and_is_recorded(lesson, db, output):
+    def pay(key):
+        keys.append(("pay", key))
+        return UNSTORABLE[output]()
+
+    def program_(ctx, _):
+        try:
+            ctx.step(pay)
+        except lesson.errors.StepError:
+            return "told"
+
+    program(lesson, program_, "program")
+    id = enqueue(lesson, db, "program")
+    assert run_once(lesson, db, id).output == "told"
+    assert [entry.error["final"] for entry in log_of(db, id)] == [True]
+    assert len(done("pay")) == 1
+
+
+def test_what_is_as_deep_as_it_may_be_is_read_again(lesson, db):
+    id = new_task(lesson, db)
+    with attempt(lesson, db, id) as (ctx, _):
+        assert ctx.step(deep, nested(150)) == nested(200)
+    with attempt(lesson, db, id) as (ctx, _):
+        assert ctx.step(deep, nested(150)) == nested(200)
+
+
+def deep(key, value):
+    return nested(200)
+
+
+def test_an_error_that_cannot_be_described_is_recorded(lesson, db):
+    """Its name is a megabyte, its message ends the process."""
+
+    def says(_):
+        raise SystemExit
+
+    error = type("E" * 1_100_000, (Exception,), {"__str__": says})
+
+    def fails(key):
+        raise error
+
+    id = new_task(lesson, db)
+    with attempt(lesson, db, id) as (ctx, _), pytest.raises(lesson.errors.StepError):
+        ctx.step(fails)
+    assert [entry.error["type"] for entry in log_of(db, id)] == ["E" * 200]
+
+
+def test_a_fault_of_the_engine_after_a_step_ends_the_run(lesson, db, monkeypatch):
+    """Whatever it is, and wherever it comes from: the function must not take it for its own."""
+
+    def fault(*_):
+        raise MemoryError
+
+    program(lesson, buy, "buy")
+    id = enqueue(lesson, db, "buy")
+    monkeypatch.setattr(lesson.event_log, "as_text", fault)
+    row = run_once(lesson, db, id)
+    assert row.status == "failed"
+    assert row.error.startswith("Hopeless: MemoryError")
+    assert [name for name, _ in keys] == ["charge"]
+
+
+def test_a_log_that_others_have_changed_is_no_lost_task(lesson, db):
+    """Another entry stands where the run would write: given back, it would come here for ever."""
+    id = new_task(lesson, db)
+    with attempt(lesson, db, id) as (ctx, queue):
+        for position in (1, 2):
+            record(queue, id, 1, position=position)
+        with pytest.raises(lesson.fence.Hopeless, match="not as its run has left it"):
+            ctx.step(charge)

@@ -153,6 +153,13 @@ def test_a_parent_that_was_deleted_is_nobody_to_tell(lesson, db, end, log):
     assert log_of(db, id) == []
 
 
+@pytest.mark.parametrize("rows", ["id = %s or parent_id = %s", "%s <> %s"])
+def test_a_parent_and_its_child_can_be_deleted_in_one_statement(lesson, db, rows):
+    id, _ = suspended(lesson, db)
+    execute(db, f"delete from tasks where {rows}", id, id if "or" in rows else 0)
+    assert (statuses(db), log_of(db, id)) == ({}, [])
+
+
 def test_a_parent_that_is_being_deleted_and_the_end_of_its_child(lesson, db):
     id, (child,) = suspended(lesson, db)
     task = claim_one(lesson, db, child)

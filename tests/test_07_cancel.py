@@ -23,6 +23,7 @@ from tests.helpers import (
     hurry,
     in_threads,
     queries,
+    spawn,
     statuses,
     suspended,
     upkeep_rounds,
@@ -199,6 +200,18 @@ def test_a_task_that_was_swept_is_swept_again_when_it_is_cancelled_again(lesson,
             assert task_row(db, id).swept
             by_hand(lesson, db, "retry", id)
             assert [task_row(db, one).status for one in (id, child)] == ["queued"] * 2
+
+
+def test_a_task_that_was_swept_and_replayed_is_swept_again(lesson, db):
+    id, _ = suspended(lesson, db)
+    by_hand(lesson, db, "cancel", id)
+    with queries(lesson, db) as queue:
+        lesson.upkeep.cancel_orphans(queue)
+        by_hand(lesson, db, "replay", id)
+        child = spawn(queue, claim_one(lesson, db, id))
+        by_hand(lesson, db, "cancel", id)
+        lesson.upkeep.cancel_orphans(queue)
+    assert task_row(db, child).status == "cancelled"
 
 
 def test_a_task_is_not_swept_while_a_child_is_alive_that_was_passed_over(lesson, db):

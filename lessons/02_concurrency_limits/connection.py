@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DataError, DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from db.queries import Querier
 
 QUIET_SECONDS = 10
+HOPELESS = ("22021", "22P02", "22P05", "54000", "54001")
 
 log = logging.getLogger("worker")
 T = TypeVar("T")
@@ -82,8 +83,8 @@ def repeat(connection: sa.Connection, statement: Callable[[Querier], T]) -> T:
 
 
 def hopeless(error: DBAPIError) -> bool:
-    """The value itself cannot be stored: not encodable, or nested too deeply (54)."""
-    return isinstance(error, DataError) or sqlstate(error).startswith("54")
+    """The value itself cannot be stored: no such character, no JSON, too complex."""
+    return sqlstate(error) in HOPELESS
 
 
 def sqlstate(error: Exception) -> str:

@@ -2,11 +2,14 @@
 
 import json
 import re
+from contextlib import suppress
 from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction, signature
+from itertools import accumulate
 from typing import Any, NoReturn
 
 Json = Any  # what json.loads can return
 MAX_JSON_BYTES = 1_000_000
+MAX_DEPTH = 200  # Postgres and Python can do more, but not on every stack
 MAX_ERROR_CHARACTERS = 10_000
 MAX_INT = 2**31 - 1
 
@@ -15,9 +18,9 @@ class BadInput(ValueError):
     """Refused at the door: nothing was written. The message says what to change."""
 
 
-def check_queue(queue: str) -> None:
+def check_queue(queue: object) -> None:
     """BadInput for a name that cannot be, or that would look like another one."""
-    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,100}", queue):
+    if not (isinstance(queue, str) and re.fullmatch(r"[A-Za-z0-9_.-]{1,100}", queue)):
         raise BadInput(f"a queue is named with 1 to 100 letters, digits, _ . -, not {queue!r}")
 
 
@@ -34,6 +37,7 @@ def check_function(function: object, rule: str, /, *args: Any, **kwargs: Any) ->
     name = getattr(function, "__name__", None)
     if not callable(function) or not isinstance(name, str):
         raise BadInput(f"{function!r:.50} is no function with a name: {rule}")
+    to_json(name)
     if iscoroutinefunction(function) or isasyncgenfunction(function):
         raise BadInput(f"{name} is async, and nobody would await it: {rule}")
     if isgeneratorfunction(function):
@@ -57,8 +61,11 @@ def to_json(value: Json) -> str:
     try:
         text = json.dumps(value, allow_nan=False, ensure_ascii=False, default=not_json)
         size = len(text.encode())
+        unchanged = json.loads(text) == value
     except (TypeError, ValueError, RecursionError) as error:  # a set; NaN, half a surrogate; depth
         raise BadInput(f"not JSON: {error}") from None
+    except Exception as error:  # a class of yours
+        raise BadInput(f"not JSON: {describe(error)}") from None
     if size > MAX_JSON_BYTES:
         raise BadInput(
             f"{size:,} bytes of JSON, and {MAX_JSON_BYTES:,} is the most: "
@@ -66,7 +73,9 @@ def to_json(value: Json) -> str:
         )
     if "\\u0000" in text.replace("\\\\", ""):
         raise BadInput("a string holds the character NUL, which Postgres cannot store")
-    if json.loads(text) != value:
+    if text.count("[") + text.count("{") > MAX_DEPTH and depth(text) > MAX_DEPTH:
+        raise BadInput(f"lists and dicts are nested more than {MAX_DEPTH} deep")
+    if not unchanged:
         raise BadInput("JSON would change it: use lists, not tuples, and strings as keys of a dict")
     return text
 
@@ -85,11 +94,21 @@ def not_json(value: object) -> NoReturn:
     raise TypeError(f"a value of type {kind}{hint}")
 
 
+def depth(text: str) -> int:
+    """How deep the lists and dicts in this JSON are nested."""
+    brackets = re.sub(r'"(\\.|[^"\\])*"|[^][}{"]+', "", text)
+    return max(accumulate(1 if bracket in "[{" else -1 for bracket in brackets), default=0)
+
+
 def describe(error: BaseException) -> str:
     """`error` as text that can be stored, whatever it holds: NUL, half a surrogate, megabytes."""
-    try:
-        text = f"{type(error).__name__}: {error}"
-    except Exception:
-        text = f"{type(error).__name__}, and its message cannot be read"
+    name, message = "an error", ", and its message cannot be read"
+    with suppress(BaseException):  # also an error whose message ends the process
+        name = type(error).__name__
+        message = f": {error}"
+    return storable(f"{name}{message}", MAX_ERROR_CHARACTERS)
+
+
+def storable(text: str, characters: int) -> str:
     text = text.encode(errors="backslashreplace").decode().replace("\0", "\\x00")
-    return text[:MAX_ERROR_CHARACTERS]
+    return text[:characters]

@@ -7,11 +7,12 @@ from threading import Event
 from typing import TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from db.queries import Querier
 
 QUIET_SECONDS = 10
+HOPELESS = ("22021", "22P02", "22P05", "54000", "54001")
 MAX_REFUSALS = 7  # with the pauses between them, about 6 s
 
 log = logging.getLogger("worker")
@@ -95,9 +96,8 @@ def unreachable(error: DBAPIError) -> bool:
 
 
 def hopeless(error: Exception) -> bool:
-    """The value itself cannot be stored or read: not encodable, or nested too deeply (54)."""
-    wrong = isinstance(error, DataError | ValueError | RecursionError)
-    return wrong or sqlstate(error).startswith("54")
+    """The value itself cannot be stored, or read: no such character, no JSON, too complex."""
+    return isinstance(error, ValueError | RecursionError) or sqlstate(error) in HOPELESS
 
 
 def sqlstate(error: Exception) -> str:

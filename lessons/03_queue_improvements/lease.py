@@ -32,19 +32,23 @@ class Lease:
         for worker in queries.bury_workers(worker_id=self.worker_id):
             log.warning("worker %s is dead", worker.name)
 
-    def give_back(self, queries: Querier, running: set[tuple[int, int]]) -> None:
+    def give_back(
+        self, queries: Querier, running: set[tuple[int, int]], older_than: timedelta
+    ) -> None:
         """running: task and attempt, of all that the worker runs."""
         for task in queries.give_back_tasks(
             worker_id=self.worker_id,
             running=[f"{id}/{attempt}" for id, attempt in running],
-            older_than=self.duration,
+            older_than=older_than,
         ):
             log.warning("task %d, attempt %d: given back", task.id, task.attempt)
 
-    def end(self, db: Database) -> None:
+    def end(self, db: Database, running: set[tuple[int, int]]) -> None:
         """From here on, what is still running counts as abandoned, and is taken back at once."""
         try:
             with db.autocommit.connect() as connection:
-                Querier(connection).unregister_worker(id=self.worker_id)
+                queries = Querier(connection)
+                self.give_back(queries, running, timedelta(0))
+                queries.unregister_worker(id=self.worker_id)
         except DBAPIError as error:
             log.warning("worker %s: its lease has to run out: %s", self.name, reason(error))

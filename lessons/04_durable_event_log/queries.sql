@@ -119,7 +119,7 @@ where id = any (array(
 -- between looking and locking, that other may be done and the task may run again, on a worker that
 -- is well. What was found lost is lost in that attempt only.
 -- A worker's death is held against the task only if its run has recorded nothing that stays. Otherwise
--- the count begins anew: max_attempts bounds the deaths in a row, and not those of a long life.
+-- the count begins anew: max_attempts bounds the deaths since the log has grown, not those of a long life.
 with lost as materialized (
     select tasks.id, tasks.attempt, case
         when workers.id is null and exists (

@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from claim import claim
 from connection import Stopped, connect, keep_doing, pauses, reconnect
 from db.queries import ClaimTasksRow, Querier
-from inputs import check_number, check_queue, describe
+from inputs import check_duration, check_number, check_queue, describe
 from lease import Lease
 from run import run_task
 from shared.database import Database
@@ -50,6 +50,8 @@ class Worker:
     ) -> None:
         check_queue(queue)
         check_number("slots", slots, 1, MAX_SLOTS)
+        check_duration("lease", lease)
+        check_duration("grace", grace)
         self.name = name
         self.queue = queue
         self.slots = slots
@@ -101,7 +103,7 @@ class Worker:
         # The others end at once, unless the database hangs. No heartbeat after the unregistering.
         for thread in threads[self.slots :] if self._running else threads:
             thread.join(timeout=1)
-        self.lease.end(self._db)
+        self.lease.end(self._db, self._running.copy())
         if self._broken:
             raise self._broken
         log.info("worker %s: stopped, %d tasks abandoned", self.name, len(self._running))
@@ -204,4 +206,4 @@ class Worker:
             keep_doing(lambda queries: next(turn)(queries), connection, pause, until=self._drained)
 
     def _give_back(self, queries: Querier) -> None:
-        self.lease.give_back(queries, self._running.copy())
+        self.lease.give_back(queries, self._running.copy(), self.lease.duration)

@@ -35,6 +35,7 @@ class Context:
 
     def __init__(self, fence: Fence) -> None:
         self._task = fence.task
+        self._fence = fence
         self._log = EventLog(fence)
         self._asked = Counter[str]()
 
@@ -54,8 +55,10 @@ class Context:
                 raise BadInput(f"{function.__name__} is a task, and no step: {STEP_RULE}")
             name = check_function(function, STEP_RULE, "key", *args, **kwargs)
             input = to_json([list(args), kwargs])
-        entry = self._log.next("step", name, input)
-        key = self._key(name, input)
+        self._log.check()
+        with self._fence.engine():
+            entry = self._log.next("step", name, input)
+            key = self._key(name, input)
         if entry is None:
             # A copy: what a step does to its arguments must not reach the function. It would not in
             # a later run, which does not call the step, and what is asked next would differ.
@@ -90,19 +93,20 @@ class Context:
             error = error_entry(raised)
         finally:
             self._log.in_step = False
-        # As in the log: the function gets what it will get in every later run.
-        try:
-            output = json.loads(to_json(output))
-        except BadInput as refused:  # and would be again, if the step were done again
-            output, error = None, {**error_entry(refused), "final": True}
-        entry = Entry(
-            position=self._log.position,
-            kind="step",
-            name=name,
-            input=json.loads(input),
-            output=output,
-            error=error,
-            settled=False,
-        )
-        self._log.record(entry)
+        with self._fence.engine():
+            # As in the log: the function gets what it will get in every later run.
+            try:
+                output = json.loads(to_json(output))
+            except BadInput as refused:  # and would be again, if the step were done again
+                output, error = None, {**error_entry(refused), "final": True}
+            entry = Entry(
+                position=self._log.position,
+                kind="step",
+                name=name,
+                input=json.loads(input),
+                output=output,
+                error=error,
+                settled=False,
+            )
+            self._log.record(entry)
         return entry

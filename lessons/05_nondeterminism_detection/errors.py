@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from inputs import BadInput, describe
+from inputs import BadInput, describe, storable
 from tasks import NonRetryableError
 
 
@@ -47,8 +47,8 @@ def error_entry(error: BaseException) -> dict[str, Any]:
     """What the log keeps of an error."""
     lines = "".join(traceback.format_tb(error.__traceback__)[-3:])
     return {
-        "type": type(error).__name__,
+        "type": describe(error).partition(":")[0][:200],
         "error": describe(error),
-        "traceback": lines.encode(errors="backslashreplace").decode()[-2000:],
-        "final": isinstance(error, NonRetryableError),
+        "traceback": storable(lines[-2000:], 2000),
+        "final": issubclass(type(error), NonRetryableError),
     }

@@ -1,12 +1,14 @@
 """The fence: a run can write only as long as its task is in its attempt."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
 import sqlalchemy as sa
 
 from connection import hopeless, reason, repeat
 from db.queries import ClaimTasksRow, Querier
+from inputs import describe
 
 T = TypeVar("T")
 
@@ -56,12 +58,27 @@ class Fence:
         id, attempt = self.task.id, self.task.attempt
         changed = self.send(lambda queries: statement(queries, id=id, attempt=attempt, **values))
         if not changed:
-            self.interrupt(LostTask(f"task {id} is not running in attempt {attempt} any more"))
+            self.lost()
         return changed
+
+    def lost(self) -> NoReturn:
+        id, attempt = self.task.id, self.task.attempt
+        row = self.send(lambda queries: queries.get_task(id=id))
+        if row is not None and (row.status, row.attempt) == ("running", attempt):
+            self.interrupt(Hopeless(f"the log of task {id} is not as its run has left it"))
+        self.interrupt(LostTask(f"task {id} is not running in attempt {attempt} any more"))
 
     def interrupt(self, why: Interrupted) -> NoReturn:
         self._interrupted = why
         raise why
+
+    @contextmanager
+    def engine(self) -> Iterator[None]:
+        """What goes wrong in here is the engine's failure, and must not pass for the function's."""
+        try:
+            yield
+        except Exception as error:
+            self.interrupt(Hopeless(describe(error)))
 
     def check(self) -> None:
         """Raises what has interrupted the run: a bare `except:` may have swallowed it."""

@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar, Unpack, cast
 from db.queries import ClaimTasksRow, Querier
 from errors import FinalBadInput, FinalStepError, final
 from event_log import EventLog
+from fence import Fence
 from inputs import BadInput, to_json
 from tasks import TaskOptions, check_options, is_task
 
@@ -48,6 +49,7 @@ class Children:
     """The part of a Context that has to do with child tasks."""
 
     _task: ClaimTasksRow
+    _fence: Fence
     _log: EventLog
 
     def spawn(
@@ -64,7 +66,9 @@ class Children:
                 raise BadInput(f"{function!r:.50} is not registered: {SPAWN_RULE}")
             options.setdefault("queue", self._task.queue)
             name, text, chosen = function.__name__, to_json(input), check_options(**options)
-        position = self._log.open("child", name, text, Querier.spawn_child, **chosen)
+        self._log.check()
+        with self._fence.engine():
+            position = self._log.open("child", name, text, Querier.spawn_child, **chosen)
         return Pending(position, self._log.run)
 
     def run(self, function: Function[T, R], input: T, **options: Unpack[TaskOptions]) -> R:

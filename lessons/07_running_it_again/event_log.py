@@ -64,6 +64,7 @@ class EventLog:
         `except:` may have swallowed it, or raised another error instead.
         """
         self._fence.check()
+        self._thread = 0
         if returned and self.position < len(self._entries):
             self.position += 1
             self._compared("return", self._fence.task.name, None)
@@ -81,8 +82,8 @@ class EventLog:
         """
         if threading.get_ident() != self._thread:
             raise FinalBadInput(
-                "only the thread that runs the durable function may use its context: "
-                "let a step start threads, and wait for them"
+                "only the thread that runs the durable function may use its context, and only "
+                "while it runs: let a step start threads, and wait for them"
             )
         self._fence.check()
         if self.in_step:

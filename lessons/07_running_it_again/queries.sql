@@ -120,7 +120,7 @@ where id = any (array(
 -- between looking and locking, that other may be done and the task may run again, on a worker that
 -- is well. What was found lost is lost in that attempt only.
 -- A worker's death is held against the task only if its run has recorded nothing that stays. Otherwise
--- the count begins anew: max_attempts bounds the deaths in a row, and not those of a long life.
+-- the count begins anew: max_attempts bounds the deaths since the log has grown, not those of a long life.
 -- A child that fails is told to its parent, whose row is locked here too: without it, this statement
 -- would wait for a parent that somebody holds, and all other lost tasks with it.
 with lost as materialized (
@@ -283,7 +283,7 @@ order by id desc;
 -- the old attempts counts.
 update tasks
 set status = 'queued', log_id = gen_random_uuid(), output = null, error = null,
-    completions = 0, awaits = null, wake_after = null, uncounted = attempt
+    completions = 0, awaits = null, wake_after = null, uncounted = attempt, swept = false
 where id = @id and status in ('succeeded', 'failed', 'cancelled');
 
 -- name: DeleteLog :exec

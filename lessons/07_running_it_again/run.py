@@ -66,7 +66,7 @@ def outcome_of(fence: Fence, timing: Timing) -> Outcome:
 
 def failure(task: ClaimTasksRow, timing: Timing, error: BaseException) -> Failed | Again:
     tried = task.attempt - task.uncounted
-    if isinstance(error, NonRetryableError) or tried >= task.max_attempts:
+    if issubclass(type(error), NonRetryableError) or tried >= task.max_attempts:
         return Failed(describe(error))
     return Again(describe(error), timing.backoff(tried))
 

@@ -159,6 +159,9 @@ declare
     wakes boolean;
 begin
     select completions + 1 into its_completion from tasks where id = its_task for update;
+    if not found then
+        return false;
+    end if;
 
     update event_log set output = its_output, error = its_error, completion = its_completion
     where task_id = its_task and position = its_position and kind <> 'step' and completion is null;

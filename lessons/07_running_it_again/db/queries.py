@@ -391,7 +391,7 @@ and error is not null and not settled
 REPLAY_TASK = """-- name: replay_task \\:execrows
 update tasks
 set status = 'queued', log_id = gen_random_uuid(), output = null, error = null,
-    completions = 0, awaits = null, wake_after = null, uncounted = attempt
+    completions = 0, awaits = null, wake_after = null, uncounted = attempt, swept = false
 where id = :p1 and status in ('succeeded', 'failed', 'cancelled')
 """
 
