@@ -43,8 +43,15 @@ where queue = @queue and status = 'running';
 -- name: LookForWork :one
 -- What a worker asks that has found nothing: a claim in a queue with a limit takes five statements.
 -- Nothing is locked here, and the answer may be untrue in a moment. The claim itself counts again.
+-- `order by`, for the index: Postgres might otherwise look for the first queued row through the table.
 select cast(
-    exists (select from tasks where tasks.queue = @queue and status = 'queued')
+    exists (
+        select from (
+            select from tasks where tasks.queue = @queue and status = 'queued'
+            order by priority desc, id
+            limit 1
+        ) as first
+    )
     and coalesce((
         select max_running > (
             select count(*) from tasks where tasks.queue = @queue and status = 'running'
