@@ -46,7 +46,7 @@ def test_status_of_large_rows_is_short_and_soon_there(lesson, db):
     several(lesson, db, 10, "divide", "x" * 900_000)
     started = time.monotonic()
     shown = run_verb(lesson, "status")
-    assert time.monotonic() - started < within(10)
+    assert time.monotonic() - started < within(60), "it took minutes, once"
     assert shown.returncode == 0
     assert len(shown.stdout) < 20_000
 

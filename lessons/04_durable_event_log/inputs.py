@@ -131,11 +131,17 @@ def depth(text: str) -> int:
 
 def describe(error: BaseException) -> str:
     """`error` as text that can be stored, whatever it holds: NUL, half a surrogate, megabytes."""
-    name, message = "an error", ", and its message cannot be read"
-    with suppress(BaseException):  # also an error whose message ends the process
-        name = type(error).__name__
+    message = ", and its message cannot be read"
+    with suppress(BaseException):  # also one that ends the process
         message = f": {error}"
-    return storable(f"{name}{message}", MAX_ERROR_CHARACTERS)
+    return storable(f"{type_name(error)}{message}", MAX_ERROR_CHARACTERS)
+
+
+def type_name(error: BaseException) -> str:
+    name = "an error"
+    with suppress(BaseException):
+        name = type(error).__name__
+    return storable(name, 200)
 
 
 def storable(text: str, characters: int) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from inputs import BadInput, describe, storable
+from inputs import BadInput, describe, storable, type_name
 from tasks import NonRetryableError
 
 
@@ -47,7 +47,7 @@ def error_entry(error: BaseException) -> dict[str, Any]:
     """What the log keeps of an error."""
     lines = "".join(traceback.format_tb(error.__traceback__)[-3:])
     return {
-        "type": describe(error).partition(":")[0][:200],
+        "type": type_name(error),
         "error": describe(error),
         "traceback": storable(lines[-2000:], 2000),
         "final": issubclass(type(error), NonRetryableError),
