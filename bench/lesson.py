@@ -36,7 +36,6 @@ from shared.testing import environment
 
 HERE = Path(__file__).resolve().parent
 WARM_UP = 50  # tasks
-IDLE_SECONDS = 2
 SECONDS = 300  # until something counts as lost
 
 
@@ -183,8 +182,7 @@ def one_round(path: Path, sizes: Sizes) -> Values:
     with opened(jobs.load(path)) as bench:
         found = enqueueing(bench, sizes)
         with bench.workers("a") as workers:
-            found |= draining(bench, workers, "drain_1", sizes.tasks)
-            found |= idling(bench, workers, sizes)
+            found |= draining(bench, workers, "drain_1", sizes.tasks) | idling(bench, sizes)
             if bench.lesson.number >= 4:
                 found |= workflows(bench, workers, "workflows_10", sizes.workflows)
             if bench.lesson.number >= 6:
@@ -242,12 +240,9 @@ def warm_up(bench: Bench) -> None:
     bench.empty()
 
 
-def idling(bench: Bench, workers: list[WorkerProcess], sizes: Sizes) -> Values:
-    """The wait of a single task that meets an idle worker, in ms, and what it asks meanwhile."""
+def idling(bench: Bench, sizes: Sizes) -> Values:
+    """The wait of a single task that meets an idle worker, in ms."""
     bench.empty()
-    before = counts(workers)
-    time.sleep(IDLE_SECONDS)
-    asked = counts(workers)["statements"] - before["statements"]
     waits: list[float] = []
     for _ in range(sizes.samples):
         time.sleep(random.uniform(0, 0.1))  # at any point of the worker's pause
@@ -256,7 +251,6 @@ def idling(bench: Bench, workers: list[WorkerProcess], sizes: Sizes) -> Values:
     return {
         "idle": statistics.median(waits),
         "idle_p95": statistics.quantiles(waits, n=20, method="inclusive")[-1],
-        "idle_statements": asked / IDLE_SECONDS,
     }
 
 
