@@ -80,9 +80,19 @@ FAULTS = {
 }
 # Errors that the faults make. All others would be the engine's.
 EXPECTED = ("canceling statement due to user request", "the database refuses")
-# Read-only, as a standby is or a server whose disk is nearly full; a missing right; a trigger of
-# somebody's; a plan that has changed; a time limit; a full disk.
-REFUSALS = ["25006", "42501", "P0001", "0A000", "57014", "53100"]
+# What a database may say to a statement that is in order.
+REFUSALS = {
+    "25006": "read-only: a standby, or a disk that is nearly full",
+    "42501": "a right is missing",
+    "P0001": "somebody's trigger",
+    "0A000": "a cached plan must not change its result type",
+    "57014": "statement_timeout",
+    "55P03": "lock_timeout",
+    "40001": "serialization",
+    "23514": "a check",
+    "XX000": "an internal error",
+    "53100": "the disk is full",
+}
 # Of the workers only: what the clients could not write would be no news.
 REFUSE: LiteralString = """
 create table chaos_refusal (sqlstate text, until timestamptz);
@@ -364,7 +374,7 @@ class Chaos:
                 case "cancel statements":
                     self.cut("pg_cancel_backend", few, share)
                 case "refuse all writes":
-                    self.refuse(self.random.choice(REFUSALS), 4 * share)
+                    self.refuse(self.random.choice([*REFUSALS]), 4 * share)
                 case "shut the server down":
                     self.restart(signal.SIGQUIT)
                 case _:

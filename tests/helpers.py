@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from faults.chaos import REFUSALS as REFUSALS
 from shared.processes import WorkerProcess, wait_until, within
 from shared.testing import task_row, waiting_for_a_lock
 
@@ -110,19 +111,6 @@ def limit(lesson, db, max_running, queue="default"):
 
 
 # What a database may say to a statement that is in order
-
-REFUSALS = {
-    "25006": "read-only: a standby, or a disk that is nearly full",
-    "42501": "a right is missing",
-    "P0001": "somebody's trigger",
-    "0A000": "a cached plan must not change its result type",
-    "57014": "statement_timeout",
-    "55P03": "lock_timeout",
-    "40001": "serialization",
-    "23514": "a check",
-    "XX000": "an internal error",
-    "53100": "the disk is full",
-}
 
 
 @contextmanager
