@@ -220,3 +220,16 @@ def test_the_verbs_say_what_is_wrong(lesson, db, arguments, says):
     assert says in done.stderr
     assert "Traceback" not in done.stderr
     assert count(db, "queued") == 0
+
+
+def test_a_look_for_work_locks_the_tables_in_the_order_of_a_limited_claim(lesson, db):
+    """It waits for the limits, and holds nothing that somebody who has locked them may want."""
+    with ThreadPoolExecutor(1) as thread, db.connect() as holder:
+        holder.execute("lock table queue_limits")
+        with db.autocommit.connect() as connection:
+            queue = lesson.queries.Querier(connection)
+            look = submitted(db, thread, lambda: queue.look_for_work(queue="default"))
+            assert not look.done()
+            holder.execute("lock table tasks nowait")
+            holder.rollback()
+            assert look.result(timeout=within(20)) is False

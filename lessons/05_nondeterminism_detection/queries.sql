@@ -43,21 +43,23 @@ where queue = @queue and status = 'running';
 -- name: LookForWork :one
 -- What a worker asks that has found nothing: a claim in a queue with a limit takes five statements.
 -- Nothing is locked here, and the answer may be untrue in a moment. The claim itself counts again.
+-- The limit comes first, as in a claim within it: what locks both tables, as truncate does, would
+-- otherwise wait for this, and this for that.
 -- `order by`, for the index: Postgres might otherwise look for the first queued row through the table.
 select cast(
-    exists (
+    coalesce((
+        select max_running > (
+            select count(*) from tasks where tasks.queue = @queue and status = 'running'
+        )
+        from queue_limits where queue_limits.queue = @queue
+    ), true)
+    and exists (
         select from (
             select from tasks where tasks.queue = @queue and status = 'queued'
             order by priority desc, id
             limit 1
         ) as first
     )
-    and coalesce((
-        select max_running > (
-            select count(*) from tasks where tasks.queue = @queue and status = 'running'
-        )
-        from queue_limits where queue_limits.queue = @queue
-    ), true)
     as boolean) as found;
 
 -- name: ClaimTasks :many

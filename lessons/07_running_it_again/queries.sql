@@ -43,21 +43,23 @@ where queue = @queue and status = 'running';
 -- name: LookForWork :one
 -- What a worker asks that has found nothing: a claim in a queue with a limit takes five statements.
 -- Nothing is locked here, and the answer may be untrue in a moment. The claim itself counts again.
+-- The limit comes first, as in a claim within it: what locks both tables, as truncate does, would
+-- otherwise wait for this, and this for that.
 -- `order by`, for the index: Postgres might otherwise look for the first queued row through the table.
 select cast(
-    exists (
+    coalesce((
+        select max_running > (
+            select count(*) from tasks where tasks.queue = @queue and status = 'running'
+        )
+        from queue_limits where queue_limits.queue = @queue
+    ), true)
+    and exists (
         select from (
             select from tasks where tasks.queue = @queue and status = 'queued'
             order by priority desc, id
             limit 1
         ) as first
     )
-    and coalesce((
-        select max_running > (
-            select count(*) from tasks where tasks.queue = @queue and status = 'running'
-        )
-        from queue_limits where queue_limits.queue = @queue
-    ), true)
     as boolean) as found;
 
 -- name: ClaimTasks :many
@@ -314,12 +316,16 @@ where id = @id and status in ('queued', 'running', 'waiting');
 -- whose row is locked here too. `skip locked`: a child that is ending right now, or one whose parent
 -- somebody holds, is left for the next time, and nobody waits. With the lock, the parent is looked at
 -- once more: if it has been retried since, its children are no orphans.
+-- `array(...)`: it begins with these parents, however many children are alive.
 update tasks
 set status = 'cancelled', error = null
 where id = any (array(
     select child.id from tasks as parent
     join tasks as child on child.parent_id = parent.id
-    where parent.status = 'cancelled' and not parent.swept
+    where child.parent_id = any (array(
+        select id from tasks where status = 'cancelled' and not swept
+    ))
+    and parent.status = 'cancelled' and not parent.swept
     and child.status in ('queued', 'running', 'waiting')
     order by child.id
     limit 1000

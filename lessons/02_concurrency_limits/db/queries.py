@@ -107,19 +107,19 @@ for update
 
 LOOK_FOR_WORK = """-- name: look_for_work \\:one
 select cast(
-    exists (
+    coalesce((
+        select max_running > (
+            select count(*) from tasks where tasks.queue = :p1 and status = 'running'
+        )
+        from queue_limits where queue_limits.queue = :p1
+    ), true)
+    and exists (
         select from (
             select from tasks where tasks.queue = :p1 and status = 'queued'
             order by id
             limit 1
         ) as first
     )
-    and coalesce((
-        select max_running > (
-            select count(*) from tasks where tasks.queue = :p1 and status = 'running'
-        )
-        from queue_limits where queue_limits.queue = :p1
-    ), true)
     as boolean) as found
 """
 

@@ -41,7 +41,10 @@ set status = 'cancelled', error = null
 where id = any (array(
     select child.id from tasks as parent
     join tasks as child on child.parent_id = parent.id
-    where parent.status = 'cancelled' and not parent.swept
+    where child.parent_id = any (array(
+        select id from tasks where status = 'cancelled' and not swept
+    ))
+    and parent.status = 'cancelled' and not parent.swept
     and child.status in ('queued', 'running', 'waiting')
     order by child.id
     limit 1000
@@ -331,19 +334,19 @@ for update
 
 LOOK_FOR_WORK = """-- name: look_for_work \\:one
 select cast(
-    exists (
+    coalesce((
+        select max_running > (
+            select count(*) from tasks where tasks.queue = :p1 and status = 'running'
+        )
+        from queue_limits where queue_limits.queue = :p1
+    ), true)
+    and exists (
         select from (
             select from tasks where tasks.queue = :p1 and status = 'queued'
             order by priority desc, id
             limit 1
         ) as first
     )
-    and coalesce((
-        select max_running > (
-            select count(*) from tasks where tasks.queue = :p1 and status = 'running'
-        )
-        from queue_limits where queue_limits.queue = :p1
-    ), true)
     as boolean) as found
 """
 
