@@ -125,7 +125,7 @@ def test_a_line_of_an_error_is_not_taken_for_one_of_the_workers(lesson, db, tmp_
 
 def test_reset_makes_the_tables_anew(lesson, db):
     enqueue(lesson, db, "divide")
-    schema = f"test_{os.getpid()}_reset"
+    schema = f"reset_{os.getpid()}"  # not test_...: other runs drop those that nobody uses
     shown = subprocess.run(
         [sys.executable, "main.py", "reset"],
         cwd=lesson.path,
