@@ -8,11 +8,7 @@ PYTHON := .venv/bin/python
 setup := sh tools/setup.sh
 last := $(lastword $(sort $(wildcard lessons/[0-9][0-9]_*)))
 
-<<<<<<< HEAD
-.PHONY: help setup demo test check crash race faults bench run work diff generate output psql clean
-=======
-.PHONY: help setup demo test check crash faults bench run build next work diff generate output psql clean
->>>>>>> build
+.PHONY: help setup demo test check crash race faults bench run build next work diff generate output psql clean
 
 help: ## this list
 	@echo 'make VERB [LESSON=01] [ARGS="..."]'
