@@ -85,6 +85,12 @@ def compared_files(lesson: Path) -> dict[str, str]:
     }
 
 
+def run_pages(course: Course, lesson: Path) -> list[Path]:
+    """The pages whose console blocks are run in this lesson: its README, and docs/01_name.md."""
+    docs = course.root.glob(f"docs/{number(lesson):02}_*.md") if lesson in course.lessons else ()
+    return [path for path in (lesson / "README.md", *sorted(docs)) if path.exists()]
+
+
 def patch_name(before: Path, after: Path) -> str:
     """Of the difference between neighbours, in diffs/."""
     return f"{number(before):02}_to_{number(after):02}.patch"
