@@ -8,6 +8,13 @@ from tests.helpers import count, enqueue, execute, run_verb
 # Enqueue
 
 
+def test_a_row_is_queued_unless_it_says_otherwise(db):
+    """The table by itself; nobody has to register or enqueue anything."""
+    execute(db, "insert into tasks (name, input) values ('a', '1'), ('b', '{}')")
+    rows = execute(db, "select id, status, output, error from tasks order by id")
+    assert rows == [(1, "queued", None, None), (2, "queued", None, None)]
+
+
 def test_an_enqueued_task_waits_in_the_queue(lesson, db):
     id = enqueue(lesson, db, "divide", [6, 3])
     task = task_row(db, id)

@@ -1,5 +1,6 @@
 """Lesson 01: each task goes to one worker, none is lost, and a bad one fails alone."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -61,6 +62,35 @@ def test_two_claims_at_the_same_time_take_two_tasks(lesson, db):
 
 
 # Run
+
+
+@pytest.mark.until(2, why="a run repeats what the database refuses, and takes a connection")
+def test_a_run_stores_what_the_function_returns(lesson, db):
+    id = enqueue(lesson, db, "divide", [6, 3])
+    with queries(lesson, db) as queue:
+        lesson.run.run_task(queue, queue.claim_task())
+    task = task_row(db, id)
+    assert (task.status, task.output, task.error) == ("succeeded", 2, None)
+
+
+@pytest.mark.until(2, why="a run repeats what the database refuses, and takes a connection")
+@pytest.mark.parametrize(
+    ("name", "input", "why"),
+    [
+        ("divide", [6, 0], "ZeroDivisionError: division by zero"),
+        ("divide", [1e300, 1e-300], "not JSON"),
+        ("divide", "a", "ValueError"),
+        ("os.system", "ls", "knows no task 'os.system'"),
+    ],
+)
+def test_a_run_stores_why_it_failed(lesson, db, name, input, why):
+    insert = "insert into tasks (name, input) values (%s, %s) returning id"
+    ((id,),) = execute(db, insert, name, json.dumps(input))  # not through our door
+    with queries(lesson, db) as queue:
+        lesson.run.run_task(queue, queue.claim_task())
+    task = task_row(db, id)
+    assert task.status == "failed"
+    assert why in task.error
 
 
 def test_what_the_function_returns_is_stored(lesson, db):
@@ -141,8 +171,8 @@ def test_a_task_that_is_not_running_cannot_be_finished(lesson, db, end):
         "error = 'x'",
     ],
 )
-def test_the_table_refuses_a_row_that_contradicts_itself(lesson, db, change):
-    id = enqueue(lesson, db, "divide", [6, 3])
+def test_the_table_refuses_a_row_that_contradicts_itself(db, change):
+    ((id,),) = execute(db, "insert into tasks (name, input) values ('a', '1') returning id")
     with pytest.raises(psycopg.errors.CheckViolation):
         execute(db, f"update tasks set {change} where id = %s", id)  # noqa: S608
 

@@ -25,10 +25,10 @@ from tools.tree import Course, CourseError
 LESSON = click.Argument(["lesson"], required=False)
 ONE_LESSON = click.Argument(["lesson"])
 NAME = click.Argument(["name"], required=False)
+HINT = click.Option(["--hint"], is_flag=True, help="A hint for the stage that was reached.")
+NAMED = click.Option(["--name"], help="For another copy.")
 SCRIPT = click.Argument(["script"], required=False)
 STAGE = click.Option(["--stage"], help="Begin with the solution of those before.")
-NAMED = click.Option(["--name"], help="For another copy.")
-HINT = click.Option(["--hint"], is_flag=True, help="A hint for the stage that was reached.")
 CHECK = click.Option(["--check"], is_flag=True, help="Report only, write nothing.")
 
 
