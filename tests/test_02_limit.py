@@ -162,15 +162,28 @@ def test_a_bad_limit_is_refused(lesson, db, bad):
         assert lesson.queries.Querier(connection).lock_limit(queue="default") is None
 
 
-@pytest.mark.parametrize("bad", ["", " ", "a b", "a\n", "kö", "a\0", "'; drop", "x" * 101])
-def test_a_bad_queue_name_is_refused(lesson, db, bad):
+def test_a_task_goes_into_the_queue_that_is_named(lesson, db):
+    ids = [*several(lesson, db, 2, queue="mail"), *several(lesson, db, 1)]
+    queues = [*zip(ids, ["mail", "mail", "default"], strict=True)]
+    assert execute(db, "select id, queue from tasks order by id") == queues
+
+
+ODD_NAMES = ["", " ", "a b", "a\n", "kö", "a\0", "'; drop", "x" * 101]
+
+
+@pytest.mark.parametrize("bad", ODD_NAMES)
+def test_no_task_goes_into_a_queue_with_an_odd_name(lesson, db, bad):
     with pytest.raises(lesson.inputs.BadInput, match="a queue is named"):
         several(lesson, db, 1, queue=bad)
+    assert count(db, "queued") == 0
+
+
+@pytest.mark.parametrize("bad", ODD_NAMES)
+def test_a_bad_queue_name_is_refused(lesson, db, bad):
     with pytest.raises(lesson.inputs.BadInput, match="a queue is named"):
         limit(lesson, db, 1, queue=bad)
     with pytest.raises(lesson.inputs.BadInput, match="a queue is named"):
         lesson.worker.Worker(db, "w", queue=bad)
-    assert count(db, "queued") == 0
 
 
 @pytest.mark.parametrize("bad", [0, -1, 1001, 10**9, 2.5, True])

@@ -5,6 +5,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import sqlalchemy as sa
 
 from shared.processes import wait_until, within
 from shared.testing import task_row, wait_for_status, working
@@ -81,6 +82,41 @@ def test_many_batches_at_once_take_every_task_once(lesson, db):
     # One that finds all the rest locked goes home early; but nobody gets what another has.
     assert len(claimed) == len(set(claimed))
     assert set(claimed) <= set(ids)
+
+
+# A connection of a worker
+
+
+def test_a_statement_is_sent_again_until_the_database_carries_it_out(lesson, db):
+    tries = []
+
+    def statement(queries):
+        tries.append(queries)
+        if len(tries) < 3:
+            queries._conn.exec_driver_sql("select pg_terminate_backend(pg_backend_pid())")
+        return queries.count_running(queue="default")
+
+    with db.autocommit.connect() as connection:
+        assert lesson.connection.repeat(connection, statement) == 0
+    assert len(tries) == 3
+
+
+def test_what_can_never_be_stored_is_not_sent_again(lesson, db):
+    tries = []
+
+    def statement(queries):
+        tries.append(queries)
+        queries._conn.exec_driver_sql("select cast('[' as json)")
+
+    with db.autocommit.connect() as connection, pytest.raises(sa.exc.DBAPIError, match="json"):
+        lesson.connection.repeat(connection, statement)
+    assert len(tries) == 1
+
+
+def test_a_worker_that_is_to_stop_waits_for_no_database(lesson):
+    nowhere = sa.create_engine("postgresql+psycopg://127.0.0.1:1/nothing")
+    with pytest.raises(lesson.connection.Stopped):
+        lesson.connection.connect(nowhere, lambda: True)
 
 
 # Slots

@@ -9,28 +9,22 @@ from shared.lessons import number
 from shared.postgres import server
 from shared.processes import within
 from tools.generated import NoPlugin
-from tools.patches import Case, cases
+from tools.patches import Case, NoReport, cases
 from tools.stages import FILE, Plan, faults, make, plan
 from tools.tree import Course, compared_files
 
 TEST_SECONDS = 20  # for each test of a stage: one that hangs is ended
 WHOLE_SECONDS = 120  # for each of the others
-MOST_SECONDS = 1200
+MOST_SECONDS = 600
 
 
 def judge(
-    course: Course, copy: Path, tests: list[str], seconds: float = TEST_SECONDS, processes: int = 2
+    course: Course, copy: Path, tests: list[str], *options: str, seconds: float = TEST_SECONDS
 ) -> dict[str, Case]:
-    """Run these tests (of files or test functions): how each function ends, by its first failure.
-
-    A test that hangs is ended, with its whole process, and pytest-xdist starts another one. In no
-    process but pytest's own, only the main thread is ended.
-    """
-    options = [f"-n{processes}", f"--timeout={within(seconds):g}"]
-    options += ["--timeout-method=thread"] if processes else []
-    paths = [f"tests/{test}" for test in tests]
+    """Run tests (files, or single functions): how each function ends, by its first failure."""
     found: dict[str, Case] = {}
-    for case in cases(course, copy, *options, *paths, seconds=MOST_SECONDS):
+    command = [f"--timeout={within(seconds):g}", *options, *(f"tests/{test}" for test in tests)]
+    for case in cases(course, copy, *command, seconds=MOST_SECONDS):
         if case.test not in found or found[case.test].ended == "passed":
             found[case.test] = case
     return found
@@ -69,7 +63,12 @@ def one_state(course: Course, plan: Plan, done: int) -> Iterator[str]:
         if last and compared_files(copy) != compared_files(plan.lesson):
             yield course.finding(path, "after the last stage, it is not the lesson", "see diff")
         tests = [test for stage in [*solved, *ahead] for test in stage.tests]
-        ended = judge(course, copy, tests, processes=0)  # one starts sooner than two
+        hurry = [f"--hurry={test}" for stage in ahead for test in stage.tests]
+        try:
+            ended = judge(course, copy, tests, "-p", "tools.hurry", *hurry)
+        except NoReport as error:
+            yield course.finding(path, f"after stage {done}, the tests cannot be run", str(error))
+            return
     for stage, wanted in [*((s, "passed") for s in solved), *((s, "failed") for s in ahead)]:
         for test in stage.tests:
             case = ended.get(test)

@@ -30,6 +30,8 @@ for name in sys.argv[1:]:
         where = f"{os.path.basename(here[-1].filename)}, line {here[-1].lineno}" if here else name
         sys.exit(f"{where}: {error}")
 """
+# A test that hangs is ended with its whole process, and pytest-xdist starts another one.
+ENDED_IF_IT_HANGS = ("-n2", "--timeout-method=thread")
 NO_PLUGIN = (
     "sqlc's Python plugin cannot be had on this machine, so db/ cannot be made of half of the SQL. "
     "Write what the later stages add to schema.sql and queries.sql as well, as the lesson has it: "
@@ -106,7 +108,7 @@ def outcomes(
     course: Course, copy: Path, tests: list[str], seconds: float = TEST_SECONDS
 ) -> dict[str, Case]:
     try:
-        return judge(course, copy, tests, seconds)
+        return judge(course, copy, tests, *ENDED_IF_IT_HANGS, seconds=seconds)
     except NoReport as error:
         return {test: Case(test, "", "error", str(error), str(error)) for test in tests}
 
