@@ -5,6 +5,6 @@ lesson      one round of one lesson, with real worker processes
 main        such a worker process; jobs: the tasks that it runs
 floor       the same work in plain psycopg with the fewest statements, and pgbench
 growth      the same drain in a table that has grown
-report      the table for the terminal and for docs/numbers.md
+report      the tables, for the terminal and for docs/numbers.md and docs/measurements.md
 picture     docs/numbers.svg
 """

@@ -97,8 +97,7 @@ def main(
     if docs:
         result["growth"] = measure_growth(find(None), 2 * sizes.tasks, full=True)
         (DOCS / "numbers.svg").write_text(picture.draw(result))
-        page = DOCS / "numbers.md"
-        page.write_text(report.page(page.read_text(), result))
+        report.write(DOCS, result)
     if file:
         file.write_text(json.dumps(result, indent=1) + "\n")
 

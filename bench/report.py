@@ -1,15 +1,23 @@
-"""The tables, for the terminal and for docs/numbers.md. A cell may have several lines."""
+"""The tables, for the terminal and for the pages in docs/. A cell may have several lines."""
 
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bench.measures import MEASURES
+from bench.measures import LEASE, MEASURES
 from tools.blocks import put
 
 Rows = list[list[str]]  # the first one is the header
+
+FIGURES = [
+    ("drain_1", "tasks a second, with one worker process"),
+    ("step", "ms for a step of a durable function"),
+    ("idle", "ms until an idle worker starts a task"),
+    ("recovery", f"s from `kill -9` to the next attempt, with a lease of {LEASE:g} s"),
+]
 
 
 def number(value: float) -> str:
@@ -94,7 +102,34 @@ def markdown(rows: Rows) -> str:
     return "\n".join(f"| {' | '.join(line)} |".replace("\n", "<br>") for line in lines)
 
 
-def page(text: str, result: dict[str, Any]) -> str:
-    """docs/numbers.md with the tables of this run."""
-    text = put(text, "numbers", f"{markdown(numbers(result))}\n\n{about(result)}")
-    return put(text, "growth", "\n\n".join(map(markdown, growth_tables(result["growth"]))))
+def figures(result: dict[str, Any]) -> Rows:
+    """The five that a reader wants, of the floor and of the last engine that was measured."""
+    *_, last = result["rounds"]
+    growth = result["growth"]
+    rows = [["", "floor", f"lesson {last}"]]
+    for key, title in FIGURES:
+        cells = result["summary"].get(key, {})
+        shown = (number(cells[e]["median"]) if e in cells else "–" for e in ("floor", last))
+        rows.append([title, *shown])
+    alone, *_, most = growth["cases"]
+    title = f"tasks a second, beside {most['title']} (and alone)"
+    return [*rows, [title, "–", f"{number(most['rate'])} ({number(alone['rate'])})"]]
+
+
+def blocks(result: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """What this run puts into the pages in docs/: page -> block -> content."""
+    growth = "\n\n".join(map(markdown, growth_tables(result["growth"])))
+    every = f"{markdown(numbers(result))}\n\n{about(result)}"
+    return {
+        "numbers.md": {"figures": markdown(figures(result)), "growth": growth},
+        "measurements.md": {"numbers": every},
+    }
+
+
+def write(docs: Path, result: dict[str, Any]) -> None:
+    for name, contents in blocks(result).items():
+        page = docs / name
+        text = page.read_text()
+        for block, content in contents.items():
+            text = put(text, block, content)
+        page.write_text(text)

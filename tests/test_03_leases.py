@@ -12,6 +12,7 @@ from shared.testing import task_row, wait_for_status, waiting_for_a_lock, workin
 from tests.helpers import (
     MINUTE,
     claim,
+    drop_workers,
     enqueue,
     execute,
     lease_runs_out,
@@ -169,3 +170,56 @@ def test_two_workers_may_have_one_name(lesson, db):
     assert task_row(db, first).worker_id == worker
     execute(db, "update workers set alive_until = '-infinity' where id = %s", worker)
     assert take_back(lesson, db) == {first: "queued"}
+
+
+# The lease and the chores, without a worker
+
+
+def test_a_lease_is_renewed_or_registered_anew(lesson, db):
+    lease = lesson.lease.Lease("w", MINUTE)
+    with queries(lesson, db) as queue:
+        lease.register(queue)
+        first = lease.worker_id
+        lease_runs_out(db)
+        lease.renew(queue)
+        assert lease.worker_id == first
+        assert list(queue.bury_workers(worker_id=0)) == []
+        drop_workers(db)
+        lease.renew(queue)
+        assert [worker.id for worker in queue.list_workers()] == [lease.worker_id] != [first]
+
+
+def test_a_lease_that_ends_leaves_no_row_and_gives_back_what_does_not_run(lesson, db):
+    still_runs, refused = enqueue(lesson, db), enqueue(lesson, db)
+    lease = lesson.lease.Lease("w", MINUTE)
+    with queries(lesson, db) as queue:
+        lease.register(queue)
+        claim(lesson, db, lease.worker_id, at_most=2)
+        lease.end(db, {(still_runs, 1)})
+        assert list(queue.list_workers()) == []
+    assert [status_of(db, id) for id in (still_runs, refused)] == ["running", "queued"]
+
+
+def test_the_chores_wake_what_is_due_and_take_back_what_is_lost(lesson, db):
+    lost = enqueue(lesson, db)
+    claim(lesson, db, register(lesson, db))
+    drop_workers(db)
+    due = enqueue(lesson, db, delay=timedelta(0))
+    with queries(lesson, db) as queue:
+        for chore in lesson.upkeep.CHORES:
+            chore(queue)
+    assert [status_of(db, id) for id in (lost, due)] == ["queued", "queued"]
+
+
+def test_a_loop_goes_on_after_an_error_of_the_database(lesson, db):
+    ended, turns = threading.Event(), []
+
+    def work(queue):
+        turns.append(1)
+        if len(turns) == 1:
+            queue._conn.exec_driver_sql("select 1 / 0")
+        ended.set()
+
+    with db.autocommit.connect() as connection:
+        lesson.connection.keep_doing(work, connection, lambda: 0, until=ended)
+    assert len(turns) == 2

@@ -1,6 +1,7 @@
 """`python -m bench` does its work and adds it up. Nothing here looks at a speed."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
@@ -56,7 +57,11 @@ def test_medians_extremes_and_ratios() -> None:
     assert found["idle"] == {"01": {"median": 7, "min": 7, "max": 7, "ratio": None}}
 
 
-def test_the_page_and_the_picture_are_made_from_the_figures(postgres: str) -> None:
+def headings(page: str) -> list[str]:
+    return [line for line in page.splitlines() if line.startswith("#")]
+
+
+def test_the_pages_and_the_picture_are_made_from_the_figures(postgres: str, tmp_path: Path) -> None:
     rounds = {
         name: [{measure.key: place + n for place, measure in enumerate(MEASURES, 1)}]
         for n, name in enumerate(("floor", "07"))
@@ -69,15 +74,24 @@ def test_the_page_and_the_picture_are_made_from_the_figures(postgres: str) -> No
         "summary": summary(rounds),
         "growth": grow(find(None), 20, full=False),
     }
-    before = (ROOT / "docs/numbers.md").read_text()
-    page = report.page(before, result)
-    assert report.page(page, result) == page
-    assert [line for line in page.splitlines() if line.startswith("#")] == [
-        line for line in before.splitlines() if line.startswith("#")
-    ]
+    pages = list(report.blocks(result))
+    for name in pages:
+        shutil.copy(ROOT / "docs" / name, tmp_path)
+    report.write(tmp_path, result)
+    written = {name: (tmp_path / name).read_text() for name in pages}
+    report.write(tmp_path, result)
+    for name, page in written.items():
+        assert (tmp_path / name).read_text() == page
+        before = (ROOT / "docs" / name).read_text()
+        assert headings(page) == headings(before)
+    page = written["numbers.md"]
     for case in (*result["growth"]["cases"], *result["growth"]["long"]):
         assert f"| {case['title']} | " in page
         assert f"| {report.number(case['rate'])} | " in page
+    for key, title in report.FIGURES:
+        cells = result["summary"][key]
+        floor, last = (report.number(cells[engine]["median"]) for engine in rounds)
+        assert f"| {title} | {floor} | {last} |" in page
     drawn = ElementTree.fromstring(picture.draw(result))
     texts = [text.text for text in drawn.iter("{http://www.w3.org/2000/svg}text")]
     for key, title in picture.PANELS:
@@ -86,15 +100,25 @@ def test_the_page_and_the_picture_are_made_from_the_figures(postgres: str) -> No
             assert report.number(result["summary"][key][engine]["median"]) in texts
 
 
-def test_the_page_and_the_picture_that_are_there_show_the_same_run() -> None:
-    page = (ROOT / "docs/numbers.md").read_text()
-    rows = dict(line.split(" | ", 1) for line in page.splitlines() if line.startswith("| "))
+def test_the_pages_and_the_picture_that_are_there_show_the_same_run() -> None:
+    rows = table("measurements.md")
     drawn = ElementTree.parse(ROOT / "docs/numbers.svg")
     texts = [text.text for text in drawn.iter("{http://www.w3.org/2000/svg}text")]
     again = "`make bench ARGS=--write-docs` makes them again"
+    medians: dict[str, list[str]] = {}
     for measure in MEASURES:
-        title = f"| {measure.title}" + f"<br>{measure.unit}" * bool(measure.unit)
+        title = measure.title + f"<br>{measure.unit}" * bool(measure.unit)
         assert title in rows, again
+        medians[measure.key] = [cell.partition("<br>")[0] for cell in rows[title]]
         if measure.key in dict(picture.PANELS):
-            medians = [cell.partition("<br>")[0] for cell in rows[title].rstrip(" |").split(" | ")]
-            assert set(medians) <= set(texts), again
+            assert set(medians[measure.key]) <= set(texts), again
+    five = table("numbers.md")
+    for key, title in report.FIGURES:
+        assert five[title] == [medians[key][0], medians[key][-1]], again
+
+
+def table(page: str) -> dict[str, list[str]]:
+    """The rows of the page's tables, by their first cells."""
+    lines = (ROOT / "docs" / page).read_text().splitlines()
+    cells = [line[2:-2].split(" | ") for line in lines if line.startswith("| ")]
+    return {first: rest for first, *rest in cells}

@@ -6,7 +6,7 @@ Here for lessons 01 and 03 and the last one; `make faults` does it for all of th
 import psycopg
 import pytest
 
-from faults import witness
+from faults import report, witness
 from faults.crash import crash_test, every_point
 from faults.proxy import Proxy, writes
 from shared.lessons import find, number
@@ -109,3 +109,11 @@ def test_the_witness_sees_what_must_never_be():
         "1 tasks ran at once, and the limit was 0",
     ):
         assert sentence in found
+
+
+def test_the_page_of_promises_has_one_row_for_each_fault():
+    rows = [line[2:-2].split(" | ") for line in report.PAGE.read_text().splitlines()]
+    rows = [row for row in rows if len(row) == len(report.HEADER)]
+    assert rows[0] == list(report.HEADER)
+    assert [row[0] for row in rows[2:]] == report.TITLES
+    assert {row[2] for row in rows[2:]} == {"0"}, "no promise is broken"
