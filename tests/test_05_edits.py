@@ -159,7 +159,8 @@ def test_a_retried_task_keeps_its_log(lesson, db):
     broken.clear()
     assert task_row(db, id).status == "failed"
     assert retry(lesson, db, id) == 1
-    assert deployed(lesson, db, id, order).output == "done"
+    row = deployed(lesson, db, id, order)
+    assert row.output == "done", row.error
     assert effects == ["charge", "reserve", "confirm"]
 
 
