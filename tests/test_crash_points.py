@@ -39,17 +39,18 @@ def test_a_worker_is_killed_at_every_commit(crash, path, when):
 @pytest.mark.parametrize(
     ("path", "at", "statement", "change"),
     [
-        (FIRST, 3, "claim_task", "running"),
-        (LOG, 17, "record_step", "arrive"),
-        (CHILDREN, 16, "succeed_task", "tour: waiting -> queued"),
+        (FIRST, 3, "ClaimTask", "running"),
+        (LOG, 17, "RecordStep", "arrive"),
+        (CHILDREN, 16, "SucceedTask", "tour: waiting -> queued"),
     ],
     ids=lambda value: value.name if hasattr(value, "name") else str(value),
 )
 def test_the_commits_that_the_lessons_name(crash, at, statement, change):
-    commits = crash.changes_of_commits()
-    assert len(commits) == len(crash.commits)
-    assert commits[at - 1][-1].statement == statement
-    assert any(change in one.change for one in commits[at - 1])
+    lines = crash.commits_since_reset()
+    assert len(lines) == len(crash.commits)
+    number, name, changes = lines[at - 1].split(maxsplit=2)
+    assert (number, name) == (str(at), statement)
+    assert change in changes
 
 
 @pytest.mark.parametrize("path", [LAST], ids=lambda path: path.name)
