@@ -13,7 +13,6 @@ from rich.table import Table
 from rich.text import Text
 
 from shared.database import Database, open_database
-from shared.lessons import number
 from shared.story import console, give_up_output, printable, say, say_logs
 
 # A keyword parameter of the lesson's Worker or enqueue is an option if it has a text here.
@@ -111,7 +110,7 @@ def verbs(
     add_worker(main, lesson, worker)
     add_enqueue(main, lesson, enqueue)
     add_status(main, lesson, querier)
-    if hasattr(querier, "load_log") and number(lesson) > 4:  # in lesson 04 it is an exercise
+    if hasattr(querier, "load_log"):
         add_log(main, lesson, "log", LOG, "Show the event log of a durable task.")
     if hasattr(querier, "spawn_child"):
         add_log(main, lesson, "tree", TREE, "Show a task's log, and below each child the child's.")

@@ -1,9 +1,45 @@
 """Lesson 05: what is compared of a step, and how a difference is shown."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from tests.helpers import log_of
 from tests.shop import begin, broken, charge, columns, confirm, deployed, step
+
+# The question beside the entry
+
+TASK = SimpleNamespace(id=5, name="order")
+INPUT = [[7], {"amount": 10, "items": 2}]
+CHARGED = SimpleNamespace(position=3, kind="step", name="charge", input=INPUT)
+
+
+@pytest.mark.parametrize(
+    ("asked", "marked"),
+    [
+        (("step", "charge", INPUT), []),
+        (("step", "charge", [[7], {"items": 2, "amount": 10}]), []),
+        (("child", "charge", INPUT), ["kind"]),
+        (("step", "debit", INPUT), ["name"]),
+        (("step", "charge", [[7], {"amount": 20, "items": 2}]), ["input"]),
+        (("step", "debit", [[8], {}]), ["name", "input"]),
+    ],
+)
+def test_an_entry_answers_one_question_only(lesson, asked, marked):
+    error = lesson.nondeterminism.mismatch(TASK, CHARGED, *asked)
+    assert (error is None) == (not marked)
+    lines = str(error or "").splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("  ≠")] == marked
+
+
+def test_the_error_names_the_position_the_line_that_asks_and_what_to_do(lesson):
+    error = lesson.nondeterminism.mismatch(TASK, CHARGED, "step", "debit", INPUT)
+    assert isinstance(error, lesson.fence.Hopeless)
+    assert not isinstance(error, Exception), "no `except Exception` swallows it"
+    assert str(error).startswith("at position 3, ")
+    assert f'  File "{__file__}", line ' in str(error)
+    assert "`python main.py retry 5`" in str(error)
+
 
 # What is compared
 

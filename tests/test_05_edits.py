@@ -153,6 +153,17 @@ def test_a_retry_by_hand_is_one_more_attempt_than_the_most(lesson, db):
     assert retry(lesson, db, id) == 0, "terminal is terminal"
 
 
+def test_a_retried_task_keeps_its_log(lesson, db):
+    broken.add("confirm")
+    id = begin(lesson, db, order, max_attempts=1)
+    broken.clear()
+    assert task_row(db, id).status == "failed"
+    assert retry(lesson, db, id) == 1
+    row = deployed(lesson, db, id, order)
+    assert row.output == "done", row.error
+    assert effects == ["charge", "reserve", "confirm"]
+
+
 def test_only_a_failed_task_is_retried(lesson, db):
     id = order_under_way(lesson, db)
     assert retry(lesson, db, id) == 0

@@ -4,10 +4,13 @@ from contextlib import suppress
 
 import pytest
 
+from shared.testing import wait_for_status, working
+from tests.helpers import enqueue
 from tests.shop import (
     begin,
     charge,
     confirm,
+    deploy,
     deployed,
     discount,
     effects,
@@ -146,3 +149,26 @@ def test_a_function_that_raises_before_its_entries_has_only_failed(lesson, db):
     assert (row.status, row.error) == ("waiting", "RuntimeError: the network is down")
     assert deployed(lesson, db, id, order).status == "succeeded"
     assert effects == ["charge", "reserve", "confirm"]
+
+
+def test_a_context_ends_with_its_run(lesson, db):
+    """Even in the same thread, which runs another task now."""
+    kept = []
+
+    def keeps(ctx, _):
+        kept.append(ctx)
+
+    def uses(_ctx, id):
+        try:
+            kept[0].step(charge, id)
+        except BaseException as error:
+            return str(error)
+
+    deploy(lesson, keeps)
+    deploy(lesson, uses)
+    enqueue(lesson, db, "keeps")
+    id = enqueue(lesson, db, "uses", 7)
+    with working(lesson.worker.Worker(db, "w", slots=1)):
+        row = wait_for_status(db, id, "succeeded", "failed")
+    assert row.output.startswith("only the thread that runs the durable function may use its")
+    assert effects == []

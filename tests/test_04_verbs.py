@@ -1,4 +1,4 @@
-"""Lesson 05: `log` shows what a durable task has done."""
+"""Lesson 04: `log` shows what a durable task has done."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Exercise 1: the message says where the log has what is asked for."""
+"""Exercise 2: the message says where the log has what is asked for."""
 
 from datetime import timedelta
 
@@ -35,7 +35,7 @@ def failed(lesson, db, code):
         return wait_for_status(db, id, "failed").error
 
 
-def test_1_where_it_stands(lesson, db):
+def test_2_where_it_stands(lesson, db):
     error = failed(lesson, db, (reserve, charge))
     assert error.startswith("NonDeterminismError: at position 1, ")
     assert "\nwhat it asks for is recorded at position 2\n" in error
