@@ -2,8 +2,11 @@
 
 python -m faults.crash LESSON            lists the commits of the lesson's canonical workload
 python -m faults.crash LESSON --at 17    kills the worker there, and tells what became of it
+python -m faults.crash LESSON --task fulfil --input '{"id": 1, "items": ["pen"]}'
+                                         the same with one task of the lesson's app.py
 """
 
+import json
 import os
 import re
 import signal
@@ -51,7 +54,10 @@ class Point:
 class CrashTest:
     """A lesson on a schema of its own, and a victim whose commits are counted."""
 
-    def __init__(self, db: Database, url: str, nursery: Nursery, logs: Path) -> None:
+    def __init__(
+        self, db: Database, url: str, nursery: Nursery, logs: Path, only: tuple[str, Any] | None
+    ) -> None:
+        """only: name and input of the one task to run, in place of the canonical workload."""
         self.db, self.number = db, number(db.lesson)
         modules = load(db.lesson)
         self.engine = workloads.register(modules)
@@ -69,6 +75,7 @@ class CrashTest:
         self._seen: list[tuple[str, ...]] = []
         self.struck_at: tuple[str, ...] = ()
         self.expected: dict[int, workloads.Expected] = {}
+        self._only = only
 
     def prepare(self) -> None:
         """Let a worker run the workload undisturbed, and count its commits."""
@@ -76,6 +83,8 @@ class CrashTest:
         self.reset()
         self.run_victim(None, "after")
         self.commits = self._seen
+        if self._only:  # it must always come to what it has come to now
+            self.expected = {id: self._outcome(id) for id in self.expected}
 
     def changes_of_commits(self) -> list[list[witness.Change]]:
         """What each commit of the worker has changed since `reset`."""
@@ -93,7 +102,11 @@ class CrashTest:
         names = sql.SQL(", ").join(sql.Identifier(name) for (name,) in tables)
         self.rows(sql.SQL("truncate {} restart identity").format(names))
         with self.db.engine.begin() as connection:
-            self.expected = workloads.enqueue(self.engine, self.number, connection)
+            if not self._only:
+                self.expected = workloads.enqueue(self.engine, self.number, connection)
+                return
+            id = self.engine.enqueue(connection, *self._only)
+        self.expected.setdefault(id, workloads.Expected(self._only[0], "not known yet"))
 
     def rows(self, query: LiteralString | sql.Composed, *parameters: Any) -> list[Any]:
         return witness.rows(self.db, query, *parameters)
@@ -225,7 +238,7 @@ class CrashTest:
             found.append(f"tasks that have not ended: {unended}, and only {stuck} may be stuck")
         for id in self.expected.keys() - lost - set(unended):
             found += self._differences(id, self.expected[id], rows[id])
-        if self.number >= 6:
+        if self.number >= 6 and not self._only:
             found += self._of_children(rows)
         return found + self._outside_violations()
 
@@ -235,16 +248,25 @@ class CrashTest:
         if row != wanted:
             found.append(f"task {id} has come to {row}, not to {wanted}")
         if self.number >= 4:
-            log = self.rows(
-                "select kind, name, output, error from event_log where task_id = %s"
-                " order by position",
-                id,
-            )
+            log = self._log(id)
             if [(kind, name) for kind, name, _, _ in log] != expected.log:
                 found.append(f"the log of task {id} holds {log}")
             if any(output is None and error is None for _, _, output, error in log):
                 found.append(f"the log of task {id} has an entry without an end: {log}")
         return found
+
+    def _outcome(self, id: int) -> workloads.Expected:
+        ((name, status, output),) = self.rows(
+            "select name, status, output from tasks where id = %s", id
+        )
+        log = self._log(id) if self.number >= 4 else []
+        return workloads.Expected(name, status, output, [(kind, name) for kind, name, *_ in log])
+
+    def _log(self, id: int) -> list[Any]:
+        return self.rows(
+            "select kind, name, output, error from event_log where task_id = %s order by position",
+            id,
+        )
 
     def _of_children(self, rows: dict[int, Any]) -> list[str]:
         children = self.rows(
@@ -268,7 +290,7 @@ class CrashTest:
 
 
 @contextmanager
-def crash_test(lesson: Path) -> Generator[CrashTest]:
+def crash_test(lesson: Path, only: tuple[str, Any] | None = None) -> Generator[CrashTest]:
     """On a schema of its own, which is dropped: a story of the lesson may be running."""
     schema = f"test_{os.getpid()}_crash_{lesson.name}"[:60]
     with (
@@ -278,7 +300,7 @@ def crash_test(lesson: Path) -> Generator[CrashTest]:
         open_database(lesson, reset=True) as db,
         Nursery(lesson) as nursery,
     ):
-        test = CrashTest(db, url, nursery, Path(home))
+        test = CrashTest(db, url, nursery, Path(home), only)
         with test.proxy.running():
             test.prepare()
             yield test
@@ -310,9 +332,9 @@ def tell_commits(test: CrashTest) -> None:
 
 
 def tell_workload(test: CrashTest) -> None:
-    scene(f"{test.db.lesson.name}: the canonical workload")
+    scene(f"{test.db.lesson.name}: the workload")
     for id, expected in test.expected.items():
-        what = workloads.TASKS[expected.name]
+        what = workloads.TASKS.get(expected.name, "in app.py")
         console.print(Text(f"  task {id}  {expected.name}: {what}"))
 
 
@@ -368,16 +390,20 @@ def told(statuses: dict[str, int]) -> str:
 @click.argument("lesson", callback=lesson_with_worker)
 @click.option("--at", type=click.IntRange(1), help="the number of the commit; without it, a list")
 @click.option("--when", type=click.Choice(["before", "after"]), default="after", show_default=True)
-def main(lesson: Path, at: int | None, when: When) -> None:
+@click.option("--task", help="of the lesson's app.py, in place of the canonical workload")
+@click.option("--input", default="null", help="the task's, as JSON")
+def main(lesson: Path, at: int | None, when: When, task: str | None, input: str) -> None:
     """Kill a worker of LESSON (06, or a directory such as work/06_mine) at a commit."""
     try:
-        with crash_test(lesson) as test:
+        with crash_test(lesson, (task, json.loads(input)) if task else None) as test:
             if at is None:
                 tell_commits(test)
             elif not tell_point(test, at, when):
                 sys.exit(1)
     except TimeoutError as error:
         raise click.ClickException(f"{error}; {PATIENCE}") from None
+    except ValueError as error:  # what is not JSON, or what `enqueue` refuses
+        raise click.UsageError(str(error)) from error
 
 
 if __name__ == "__main__":

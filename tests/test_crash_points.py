@@ -6,7 +6,7 @@ Here for lessons 01 and 03 and the last one; `make faults` does it for all of th
 import psycopg
 import pytest
 
-from faults import witness
+from faults import witness, workloads
 from faults.crash import crash_test, every_point
 from faults.proxy import Proxy, writes
 from shared.lessons import find, number
@@ -50,6 +50,21 @@ def test_the_commits_that_the_lessons_name(crash, at, statement, change):
     assert len(commits) == len(crash.commits)
     assert commits[at - 1][-1].statement == statement
     assert any(change in one.change for one in commits[at - 1])
+
+
+def test_one_order_in_place_of_the_workload(postgres):  # noqa: ARG001  held for the whole session
+    """The list of lesson 06, and a kill at two of its lines."""
+    with crash_test(CHILDREN, ("fulfil", {"id": 1, "items": ["book", "pen"]})) as test:
+        told = [[one.change for one in commit] for commit in test.changes_of_commits()]
+        assert told[9][-2:] == [
+            "log of task 1: 3 child reserve -> pen reserved",
+            "task 1 fulfil: waiting -> queued",
+        ]
+        points = [test.point(6, "after"), test.point(10, "before")]
+        assert [(point.at, point.violations) for point in points] == [(6, []), (10, [])]
+        assert [point.ran_twice for point in points] == [0, 1]
+        test.expected[1] = workloads.Expected("fulfil", "failed")
+        assert "task 1 has come to" in str(test.point(6, "after").violations)
 
 
 @pytest.mark.parametrize("path", [LAST], ids=lambda path: path.name)
