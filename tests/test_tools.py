@@ -260,12 +260,13 @@ def test_a_course_without_faults_has_no_findings(course):
     assert "```python main.py#greet\n# Says it,\n# politely.\ndef greet(name: str)" in shown
     assert 'return f"{GREETING}, {name}"\n```' in shown
     assert '  # On a line of its own.\n  def line(self) -> str:\n      return f"{time' in shown
-    table = (two(course) / "README.md").read_text()
-    assert "<summary>Symbol by symbol (2), without the story</summary>\n\n| |" in table
-    assert "| changed | `clock.py#GREETING` | It has a comment. |\n\n</details>" in table
+    table = (two(course) / "CHANGES.md").read_text()
     assert "| added | `tasks.py` | The tasks. |\n" in table
-    assert "</details>\n\nThe whole difference" in table
-    assert "main.py" not in table.partition("<!-- /changes -->")[0]
+    assert table.endswith("| changed | `clock.py#GREETING` | It has a comment. |\n")
+    assert "| `main.py" not in table
+    block = (two(course) / "README.md").read_text().partition("<!-- /changes -->")[0]
+    assert "](CHANGES.md). As a diff: [01_to_02.patch](../../diffs/01_to_02.patch)." in block
+    assert not (one(course) / "CHANGES.md").exists()
 
 
 # Verb | file in lessons/ | what stands there | what is put there | what the finding says, if any
@@ -290,8 +291,9 @@ changes --check | 02_two/lesson.toml | It has a comment. | | no sentence for clo
 changes --check | 02_two/lesson.toml | "tasks.py" | "main.py#x" = "It is."\n"tasks.py" | no sentence
 changes --check | 02_two/lesson.toml | [added] | [added]\n"tasks.py#f" = "It is." | no sentence
 readme | 01_one/README.md | python main.py#greet | python main.py#great | there is no main.py#great
-readme --check | 02_two/README.md | The tasks. | Tasks. | README.md; table of changes is stale
-readme --check | 02_two/README.md | <!-- /changes --> | | 02_two/README.md; no table of changes
+readme --check | 02_two/CHANGES.md | The tasks. | Tasks. | 02_two/CHANGES.md: stale
+readme --check | 02_two/README.md | As a diff | A diff | README.md; block of changes is stale
+readme --check | 02_two/README.md | <!-- /changes --> | | 02_two/README.md; no block of changes
 breaks 01 | 01_one/breaks/other.patch | test_greets | test_passes | test_passes must fail; passed
 breaks 01 | 01_one/breaks/other.patch | test_greets | test_errors | must fail; error; no_such_thing
 breaks 01 | 01_one/breaks/other.patch | test_greets | test_nothing | must fail; the outcome is error
@@ -396,6 +398,12 @@ def test_a_lesson_that_starts_the_chain_is_not_compared(course):
     tool(course, "changes --check")
     edit(two(course) / "lesson.toml", "true\n", 'true\n[added]\n"main.py#x" = "It is."\n')
     only(tool(course, "changes --check", 1), "02_two/lesson.toml", "not compared")
+
+
+def test_a_table_of_changes_that_should_not_be_there_is_deleted(course):
+    shutil.copy(two(course) / "CHANGES.md", one(course))
+    only(tool(course, "readme --check", 1), "01_one/CHANGES.md: lesson.toml names no changes")
+    assert tool(course, "readme") == "lessons/01_one/CHANGES.md: deleted\nreadme: ok\n"
 
 
 def test_a_stale_snippet(course):

@@ -10,20 +10,21 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
+from shared.lessons import number
 from tools.symbols import REST, WHOLE, loose, order, pieces, texts
 from tools.tree import Course, compared_files, patch_name, settings
 
 KINDS = ("added", "changed", "removed")
 STORY = {"main.py", "app.py"}
-TABLE = """\
-<details><summary>Symbol by symbol ({number}), without the story</summary>
+PAGE = """\
+# Lesson {number}: what changes, symbol by symbol
+
+All that differs from [{before}](../{before}/README.md), except the story (`main.py`, `app.py`).
+As a diff: [{patch}](../../diffs/{patch}). Back to [the lesson](README.md).
 
 | | Symbol | What and why |
 | --- | --- | --- |
-{rows}
-</details>
-
-"""
+{rows}"""
 Changes = dict[str, list[str]]
 
 
@@ -122,16 +123,31 @@ def show(course: Course) -> None:
         print()
 
 
-def table(course: Course, lesson: Path) -> str:
-    """The table of a README; empty if nothing is compared with the lesson."""
+def pages(course: Course) -> dict[Path, str]:
+    """CHANGES.md of each lesson that names changes -> what it says."""
+    return {
+        after / "CHANGES.md": PAGE.format(
+            number=f"{number(after):02}",
+            before=before.name,
+            patch=patch_name(before, after),
+            rows="".join(
+                f"| {kind} | `{symbol}` | {sentence.replace('|', chr(92) + '|')} |\n"
+                for kind, symbols in declared(after).items()
+                for symbol, sentence in symbols.items()
+            ),
+        )
+        for before, after in course.neighbours
+        if any(declared(after).values())
+    }
+
+
+def pointer(course: Course, lesson: Path) -> str:
+    """The line of a README that leads to its changes; empty if nothing is compared with it."""
     before = next((before for before, after in course.neighbours if after == lesson), None)
     if before is None:
         return ""
-    rows = [
-        f"| {kind} | `{symbol}` | {sentence.replace('|', chr(92) + '|')} |\n"
-        for kind, symbols in declared(lesson).items()
-        for symbol, sentence in symbols.items()
-    ]
     name = patch_name(before, lesson)
-    folded = TABLE.format(number=len(rows), rows="".join(rows)) if rows else ""
-    return f"{folded}The whole difference: [{name}](../../diffs/{name})."
+    listed = (
+        "Symbol by symbol: [CHANGES.md](CHANGES.md). " if any(declared(lesson).values()) else ""
+    )
+    return f"{listed}As a diff: [{name}](../../diffs/{name})."

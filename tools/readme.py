@@ -1,4 +1,4 @@
-"""Markdown against the code: snippets, the table of changes, labels of fences, links."""
+"""Markdown against the code: snippets, CHANGES.md, labels of fences, links."""
 
 import re
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from tools.blocks import NoBlock, put
-from tools.changes import table
+from tools.changes import pages, pointer
 from tools.markdown import Fence, anchors, fences, fill, links
 from tools.symbols import snippet
 from tools.tree import Course, walk
@@ -16,7 +16,8 @@ CODE = {"python", "sql"}
 
 
 def readme(course: Course, check: bool) -> Iterator[str]:
-    """Snippets and the table of changes; checks labels of fences, and links."""
+    """Snippets and CHANGES.md; checks labels of fences, and links."""
+    yield from tables(course, check)  # first: the READMEs link to them
     for path in walk(course.root):
         if path.suffix != ".md" or path.is_relative_to(course.root / "work"):
             continue
@@ -26,6 +27,23 @@ def readme(course: Course, check: bool) -> Iterator[str]:
     for lesson in course.lessons:
         if not (lesson / "README.md").exists():
             yield course.finding(lesson / "README.md", "missing", "write it")
+
+
+def tables(course: Course, check: bool) -> Iterator[str]:
+    """CHANGES.md of each lesson."""
+    wanted = pages(course)
+    have = {path for lesson in course.lessons for path in lesson.glob("CHANGES.md")}
+    for path in sorted({*wanted, *have}):
+        if path in have and path.read_text() == wanted.get(path):
+            continue
+        if check:
+            wrong = "stale" if path in wanted else "lesson.toml names no changes"
+            yield course.finding(path, wrong, "run `python -m tools readme`")
+        elif path in wanted:
+            course.write(path, wanted[path])
+        else:
+            path.unlink()
+            print(f"{course.shown(path)}: deleted")
 
 
 def misuses(course: Course, path: Path) -> Iterator[str]:
@@ -84,14 +102,14 @@ def update(course: Course, path: Path, check: bool) -> Iterator[str]:
             stale.append(f"the snippet {fence.words[0]}")
     page = fill(page, bodies)
     if lesson and path == lesson / "README.md":
-        made = table(course, lesson)
+        made = pointer(course, lesson)
         try:
             filled = put(page, "changes", made)
-            stale += ["the table of changes"] if filled != page else []
+            stale += ["the block of changes"] if filled != page else []
             page = filled
         except NoBlock as error:
             if made:
-                yield course.finding(path, f"no table of changes: {error}", "add them")
+                yield course.finding(path, f"no block of changes: {error}", "add them")
     if stale and not check:
         course.write(path, page)
     for what in stale if check else ():
