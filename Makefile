@@ -8,7 +8,7 @@ PYTHON := .venv/bin/python
 setup := sh tools/setup.sh
 last := $(lastword $(sort $(wildcard lessons/[0-9][0-9]_*)))
 
-.PHONY: help setup demo test check crash faults bench run work diff generate output psql clean
+.PHONY: help setup demo test check crash race faults bench run work diff generate output psql clean
 
 help: ## this list
 	@echo 'make VERB [LESSON=01] [ARGS="..."]'
@@ -34,6 +34,10 @@ crash: ## list a lesson's commits; AT=17 kills a worker at that one, WHEN=before
 	@$(setup)
 	@$(PYTHON) -m faults.crash "$(or $(LESSON),$(last))" $(if $(AT),--at $(AT)) $(if $(WHEN),--when $(WHEN)) \
 		$(if $(TASK),--task $(TASK) --input '$(or $(INPUT),null)')
+
+race: ## list a lesson's races; RACE=zombie plays one, RACE=path/to/my.race one of your own
+	@$(setup)
+	@$(PYTHON) -m tools race "$(LESSON)" $(if $(RACE),"$(RACE)")
 
 faults: ## try the engine with every fault there is, and write the table into docs/promises.md
 	@$(setup)

@@ -10,6 +10,7 @@ import importlib
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -151,6 +152,23 @@ def environment(**values: str) -> Iterator[None]:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+
+
+@contextmanager
+def scratch_database(lesson: Path, name: str) -> Iterator[Database]:
+    """Fresh tables and an outside.log of its own: a story of the lesson may be running.
+
+    Both are gone at the end.
+    """
+    schema = f"test_{os.getpid()}_{name}_{lesson.name}"[:60]
+    with (
+        tempfile.TemporaryDirectory() as home,
+        environment(LESSON_SCHEMA=schema, LESSON_OUTSIDE=f"{home}/outside.log"),
+        open_database(lesson, reset=True) as db,
+    ):
+        yield db
+        with db.connect(autocommit=True) as connection:
+            connection.execute(sql.SQL("drop schema {} cascade").format(sql.Identifier(schema)))
 
 
 def task_row(db: Database, id: int) -> SimpleNamespace:

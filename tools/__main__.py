@@ -16,12 +16,14 @@ from tools.diffs import diff, diffs
 from tools.generated import generate
 from tools.output import output
 from tools.postgres import clean, psql
+from tools.races import race
 from tools.readme import readme
 from tools.tree import Course, CourseError
 
 LESSON = click.Argument(["lesson"], required=False)
 ONE_LESSON = click.Argument(["lesson"])
 NAME = click.Argument(["name"], required=False)
+SCRIPT = click.Argument(["script"], required=False)
 CHECK = click.Option(["--check"], is_flag=True, help="Report only, write nothing.")
 
 
@@ -73,6 +75,7 @@ verb(check)
 verb(work, LESSON, NAME)
 verb(diff, LESSON)
 verb(psql, LESSON)
+verb(race, LESSON, SCRIPT)
 verb(clean)
 
 if __name__ == "__main__":

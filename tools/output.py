@@ -1,16 +1,27 @@
-"""Console blocks of a lesson's README: run the command, and compare after masking."""
+"""What a lesson's README shows of runs: run the command, and compare after masking.
+
+A block `console` begins with its command; `race NAME` and `rows NAME` are what `made` runs.
+"""
 
 import re
+import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tools.markdown import fences, fill
+from tools.markdown import Fence, fences, fill
 from tools.tree import Course, environment, last_line, run, settings
 
 # The narration's seconds; the order of its lines is what counts.
 TIME = (re.compile(r"^ *\d+\.\d\d(?=  |$)"), "<time>")
 SECONDS = 120
+ROOT = Path(__file__).resolve().parents[1]
+MADE = {
+    "race": "tools race {lesson} {name}",
+    "rows": "faults.pictures {lesson} {name}",
+    "commits": "faults.pictures {lesson} {name} --commits",
+}
 Masks = list[tuple[re.Pattern[str], str]]
 
 
@@ -27,15 +38,20 @@ def blocks(course: Course, lesson: Path, check: bool) -> Iterator[str]:
     bodies: dict[int, list[str]] = {}
     for fence in fences(path.read_text()):
         where = f"line {fence.line}"
-        if fence.kind != "console" or "no-run" in fence.words:
+        head = fence.body[:1] if fence.kind == "console" else []
+        shown = fence.body[len(head) :]
+        if fence.kind in MADE and len(fence.words) == 1:
+            command, home = made(fence, lesson), ROOT
+        elif fence.kind != "console" or "no-run" in fence.words:
             continue
-        if not fence.body or not fence.body[0].startswith("$ "):
+        elif not head or not head[0].startswith("$ "):
             remedy = "begin it with `$ python main.py`, or say console no-run"
             yield course.finding(path, f"{where}: a console block without command", remedy)
             continue
-        command, shown = fence.body[0][2:], fence.body[1:]
+        else:
+            command, home = head[0][2:], lesson
         if command not in printed:
-            status, text = run(command, lesson, environment(PYTHONUNBUFFERED="1"), SECONDS)
+            status, text = run(command, home, environment(PYTHONUNBUFFERED="1"), SECONDS)
             expected = next((int(word[5:]) for word in fence.words if word[:5] == "exit="), 0)
             lines = [line.rstrip() for line in text.strip("\n").splitlines()]
             printed[command] = lines if status == expected else None
@@ -51,13 +67,20 @@ def blocks(course: Course, lesson: Path, check: bool) -> Iterator[str]:
             remedy = "write its first and its last line as they are printed, and `make output`"
             yield course.finding(path, wrong, remedy)
         elif masked(now, masks) != masked(shown, masks):
-            bodies[fence.line] = [fence.body[0], *now]
+            bodies[fence.line] = [*head, *now]
             if check:
-                where = f"{where}: the output of `{command}`"
+                what = command if head else " ".join([fence.kind, *fence.words])
+                where = f"{where}: the output of `{what}`"
                 wrong = f"{where} is stale{difference(now, shown, masks)}"
                 yield course.finding(path, wrong, "run `python -m tools output`")
     if bodies and not check:
         course.write(path, fill(path.read_text(), bodies))
+
+
+def made(fence: Fence, lesson: Path) -> str:
+    """The command whose output stands in the block."""
+    module = MADE[fence.kind].format(lesson=shlex.quote(str(lesson)), name=fence.words[0])
+    return f"{sys.executable} -m {module}"
 
 
 def part(full: list[str], shown: list[str], masks: Masks) -> list[str] | None:

@@ -8,6 +8,7 @@ from urllib.parse import unquote
 from tools.blocks import NoBlock, put
 from tools.changes import pages, pointer
 from tools.markdown import Fence, anchors, fences, fill, links
+from tools.output import MADE
 from tools.symbols import snippet
 from tools.tree import Course, walk
 
@@ -67,7 +68,11 @@ def misuse(fence: Fence, is_run: bool) -> tuple[str, str] | None:
     known = r"part|no-run|exit=\d+"
     if fence.kind == "console" and not all(re.fullmatch(known, word) for word in fence.words):
         return f"console with {fence.words}", "only part, no-run and exit=1 are known"
-    if fence.kind not in UNCHECKED | CODE | {"console"}:
+    if fence.kind in MADE and not is_run:
+        return "nobody runs this block", "only a lesson's README.md is run"
+    if fence.kind in MADE and len(fence.words) != 1:
+        return f"{fence.kind} without a name", f"name it: {fence.kind} NAME"
+    if fence.kind not in UNCHECKED | CODE | {"console", *MADE}:
         return f"the label {fence.kind} is not known", "say text or sketch, if nothing checks it"
     return None
 
