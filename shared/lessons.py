@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 LESSONS = Path(__file__).resolve().parents[1] / "lessons"
+BUILD = ".build"  # is in the directory of a lesson that a reader is building
 
 
 class NoSuchLesson(LookupError):

@@ -22,7 +22,7 @@ import pytest
 from psycopg import sql
 
 from shared.database import Database, open_database, schema_name
-from shared.lessons import LESSONS, NoSuchLesson, find, lessons, number
+from shared.lessons import BUILD, LESSONS, NoSuchLesson, find, lessons, number
 from shared.postgres import PostgresUnavailable, server
 from shared.processes import wait_until
 from shared.processes import working as working  # for the tests
@@ -38,20 +38,33 @@ class Lesson:
         self._modules = load(path)
 
     def __getattr__(self, module: str) -> Any:
-        return getattr(self._modules, module)
+        found = getattr(self._modules, module)
+        if isinstance(found, Exception):
+            raise found
+        return found
 
 
 def load(path: Path) -> SimpleNamespace:
-    """Import one lesson's modules. Every lesson has a `worker`, so the names are freed again."""
-    names = {file.stem for file in path.glob("*.py")} | {"db"}
+    """Import one lesson's modules. Every lesson has a `worker`, so the names are freed again.
+
+    In a lesson that is being built, a module that cannot be imported yet fails who asks for it.
+    """
+    names = {file.stem for file in path.glob("*.py")}
+    modules: dict[str, Any] = {}
     sys.path.insert(0, str(path))
     importlib.invalidate_caches()
     try:
-        modules = {name: importlib.import_module(name) for name in sorted(names)}
-        return SimpleNamespace(queries=importlib.import_module("db.queries"), **modules)
+        for name, module in [*((name, name) for name in sorted(names)), ("queries", "db.queries")]:
+            try:
+                modules[name] = importlib.import_module(module)
+            except Exception as error:
+                if not (path / BUILD).exists():
+                    raise
+                modules[name] = error
+        return SimpleNamespace(**modules)
     finally:
         sys.path.remove(str(path))
-        for name in [name for name in sys.modules if name.partition(".")[0] in names]:
+        for name in [name for name in sys.modules if name.partition(".")[0] in {*names, "db"}]:
             del sys.modules[name]
 
 

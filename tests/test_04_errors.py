@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from tests.helpers import (
+    ERRORS,
     Killed,
     attempt,
     dies,
@@ -142,6 +143,30 @@ POISON = {
     "cancelled": asyncio.CancelledError(),
     "group": ExceptionGroup("several", [ValueError("\0")]),
 }
+
+
+@pytest.mark.parametrize(("error", "message"), ERRORS.values(), ids=ERRORS)
+def test_the_log_keeps_of_an_error_what_can_be_stored(lesson, error, message):
+    entry = lesson.errors.error_entry(error)
+    lesson.inputs.to_json(entry)
+    assert entry["type"] == type(error).__name__
+    assert entry["error"].startswith(message)
+    told = lesson.errors.StepError("pay", entry)
+    assert (told.step, told.type) == ("pay", type(error).__name__)
+    assert str(told).startswith(f"pay: {message}")
+
+
+def test_what_a_context_refuses_is_refused_for_good(lesson):
+    with pytest.raises(lesson.tasks.NonRetryableError, match="no step"), lesson.errors.final():
+        raise lesson.inputs.BadInput("no step")
+    with pytest.raises(ValueError, match="its own"), lesson.errors.final():
+        raise ValueError("its own")
+
+
+@pytest.mark.parametrize("final", [False, True])
+def test_an_error_is_final_if_it_says_so(lesson, final):
+    kind = lesson.tasks.NonRetryableError if final else ValueError
+    assert lesson.errors.error_entry(kind("no"))["final"] == final
 
 
 class Unspeakable(Exception):

@@ -14,6 +14,7 @@ from shared.testing import wait_for_status, working
 from tests.helpers import (
     attempt,
     claim_one,
+    claimed,
     enqueue,
     execute,
     log_of,
@@ -62,7 +63,7 @@ def test_two_workers_have_the_task_and_one_can_write(lesson, db):
 def test_a_zombie_does_not_overwrite_an_error_of_the_next_attempt(lesson, db):
     """The one kind of entry that may give way, and only to who has the task."""
     id = new_task(lesson, db)
-    with attempt(lesson, db, id) as (_, queue):
+    with claimed(lesson, db, id) as (_, queue):
         execute(db, "update tasks set attempt = 2 where id = %s", id)
         error = json.dumps({"type": "E", "error": "E", "traceback": "", "final": False})
         assert record(queue, id, attempt=2, output=None, error=error) == 1
@@ -72,7 +73,7 @@ def test_a_zombie_does_not_overwrite_an_error_of_the_next_attempt(lesson, db):
 
 def test_while_a_step_is_being_recorded_nobody_takes_the_task_away(lesson, db):
     id = new_task(lesson, db)
-    with attempt(lesson, db, id), db.engine.connect() as one, queries(lesson, db) as other:
+    with claimed(lesson, db, id), db.engine.connect() as one, queries(lesson, db) as other:
         assert record(lesson.queries.Querier(one), id, attempt=1) == 1  # and not committed yet
         execute(db, "delete from workers")
         assert list(other.take_back_tasks()) == [], "it passes over the locked row"
@@ -84,7 +85,7 @@ def test_while_a_step_is_being_recorded_nobody_takes_the_task_away(lesson, db):
 def test_a_record_waits_for_who_is_just_taking_the_task_away(lesson, db):
     """`exists (...)` would look at a snapshot in which the task is still ours, and write."""
     id = new_task(lesson, db)
-    with attempt(lesson, db, id), db.engine.connect() as one, ThreadPoolExecutor(1) as thread:
+    with claimed(lesson, db, id), db.engine.connect() as one, ThreadPoolExecutor(1) as thread:
         execute(db, "delete from workers")
         taken = list(lesson.queries.Querier(one).take_back_tasks())  # and not committed yet
         assert [lost.id for lost in taken] == [id]
@@ -131,7 +132,7 @@ def test_a_run_that_has_lost_its_task_does_nothing_more(lesson, db):
 def test_recording_the_same_step_twice_in_one_attempt_is_recording_it_once(lesson, db):
     """The reply to the first try was lost with the connection."""
     id = new_task(lesson, db)
-    with attempt(lesson, db, id) as (_, queue):
+    with claimed(lesson, db, id) as (_, queue):
         assert record(queue, id, attempt=1) == 1
         assert record(queue, id, attempt=1) == 1
     assert len(log_of(db, id)) == 1
@@ -140,7 +141,7 @@ def test_recording_the_same_step_twice_in_one_attempt_is_recording_it_once(lesso
 def test_the_log_is_read_in_the_order_of_its_positions(lesson, db):
     """And not in the order in which its rows lie in the table."""
     id = new_task(lesson, db)
-    with attempt(lesson, db, id) as (_, queue):
+    with claimed(lesson, db, id) as (_, queue):
         for position in (1, 2, 3):
             assert record(queue, id, attempt=1, position=position) == 1
         execute(db, "update event_log set recorded_at = clock_timestamp() where position = 1")
@@ -150,11 +151,37 @@ def test_the_log_is_read_in_the_order_of_its_positions(lesson, db):
 
 def test_what_an_earlier_attempt_has_recorded_is_not_overwritten(lesson, db):
     id = new_task(lesson, db)
-    with attempt(lesson, db, id) as (_, queue):
+    with claimed(lesson, db, id) as (_, queue):
         assert record(queue, id, attempt=1) == 1
-    with attempt(lesson, db, id) as (_, queue):
+    with claimed(lesson, db, id) as (_, queue):
         assert record(queue, id, attempt=2, output='"again"') == 0
     assert log_of(db, id)[0].output == "done"
+
+
+def test_a_fence_remembers_that_it_has_lost_its_task(lesson, db):
+    id = new_task(lesson, db)
+    with claimed(lesson, db, id) as (fence, _):
+        fence.check()
+        execute(db, "update tasks set attempt = 2 where id = %s", id)
+        with pytest.raises(lesson.fence.LostTask):
+            fence.write(lesson.queries.Querier.fail_task, error="late")
+        with pytest.raises(lesson.fence.LostTask):
+            fence.check()
+
+
+def test_an_error_of_the_engine_ends_the_run_and_is_not_the_functions(lesson, db):
+    with claimed(lesson, db, new_task(lesson, db)) as (fence, _):
+        with pytest.raises(lesson.fence.Hopeless, match="MemoryError"), fence.engine():
+            raise MemoryError
+        with pytest.raises(lesson.fence.Hopeless):
+            fence.check()
+
+
+def test_a_write_that_fails_although_the_task_is_not_lost_is_hopeless(lesson, db):
+    """Another entry stands where the run would write: given back, it would come here for ever."""
+    hopeless = pytest.raises(lesson.fence.Hopeless, match="not as its run has left it")
+    with claimed(lesson, db, new_task(lesson, db)) as (fence, _), hopeless:
+        fence.write(lambda *_, **__: 0)
 
 
 CUT = {

@@ -2,6 +2,7 @@
 
 # ruff: noqa: ARG001, ARG005  a step takes a key and a program an input, used or not
 
+import json
 from contextlib import contextmanager
 
 import pytest
@@ -10,17 +11,23 @@ import sqlalchemy as sa
 from shared.testing import task_row, wait_for_status, working
 from tests.helpers import (
     Killed,
+    ask,
     attempt,
+    claim_one,
+    claimed,
     dies,
     enqueue,
     execute,
     log_of,
     new_task,
     program,
+    record,
     registered,
     run_next,
     run_once,
 )
+
+ERROR = {"type": "E", "error": "E: no", "traceback": "", "final": False}
 
 # Answers from the log
 
@@ -172,6 +179,59 @@ def test_a_log_that_cannot_be_read_fails_its_own_task_only(lesson, db):
     assert row.status == "failed"
     assert row.error.startswith("Hopeless: Postgres cannot store this, or read it: ")
     assert "digits" in row.error
+
+
+# The log itself
+
+
+def test_the_log_is_empty_and_every_task_has_an_id_for_it(lesson, db):
+    ids = {claim_one(lesson, db, new_task(lesson, db)).log_id for _ in range(3)}
+    assert len(ids) == 3
+    assert execute(db, "select from event_log") == []
+
+
+@pytest.mark.parametrize("recorded", [0, 1, 3])
+def test_the_log_answers_up_to_its_end(lesson, db, recorded):
+    id = new_task(lesson, db)
+    with claimed(lesson, db, id) as (_, queue):
+        for position in range(1, recorded + 1):
+            record(queue, id, 1, position=position, output=str(position))
+    with claimed(lesson, db, id) as (fence, _):
+        log = lesson.event_log.EventLog(fence)
+        assert [ask(log).output for _ in range(recorded)] == [*range(1, recorded + 1)]
+        assert ask(log) is None
+
+
+@pytest.mark.parametrize("final", [False, True])
+def test_an_error_at_the_end_is_an_answer_only_if_it_is_final(lesson, db, final):
+    id = new_task(lesson, db)
+    with claimed(lesson, db, id) as (_, queue):
+        record(queue, id, 1, output=None, error=json.dumps({**ERROR, "final": final}))
+    with claimed(lesson, db, id) as (fence, _):
+        assert (ask(lesson.event_log.EventLog(fence)) is not None) == final
+
+
+def test_an_error_is_settled_when_the_function_goes_on(lesson, db):
+    id = new_task(lesson, db)
+    with claimed(lesson, db, id) as (fence, queue):
+        log = lesson.event_log.EventLog(fence)
+        assert ask(log) is None
+        record(queue, id, 1, output=None, error=json.dumps(ERROR))
+        log.told(*queue.load_log(task_id=id))
+        assert not log_of(db, id)[0].settled
+        assert ask(log) is None
+    assert log_of(db, id)[0].settled
+
+
+def test_a_log_with_a_hole_is_hopeless(lesson, db):
+    id = new_task(lesson, db)
+    with claimed(lesson, db, id) as (_, queue):
+        for position in (1, 2):
+            record(queue, id, 1, position=position)
+    execute(db, "delete from event_log where position = 1")
+    hopeless = pytest.raises(lesson.fence.Hopeless, match="no entry at position 1")
+    with claimed(lesson, db, id) as (fence, _), hopeless:
+        lesson.event_log.EventLog(fence)
 
 
 # In a queue

@@ -413,6 +413,15 @@ def test_a_stale_snippet(course):
     tool(course, "readme --check")
 
 
+def test_a_page_in_docs_shows_the_output_of_its_lesson(course):
+    page = "```console part\n$ python main.py\nhello, world\n```\n"
+    write(course.root, {"docs/01_more.md": page})
+    tool(course, "readme --check")
+    tool(course, "output --check")
+    edit(course.root / "docs/01_more.md", "hello, world", "hello, you")
+    only(tool(course, "output --check", 1), "docs/01_more.md: line 1: this part is not in")
+
+
 def test_a_stale_output(course):
     edit(one(course) / "main.py", 'greet("world")', 'greet("you")')
     found = tool(course, "output 01 --check", 1).splitlines()

@@ -14,6 +14,7 @@ from tools.check import check
 from tools.copies import copies, work
 from tools.diffs import diff, diffs
 from tools.generated import generate
+from tools.judge import stages
 from tools.output import output
 from tools.postgres import clean, psql
 from tools.races import race
@@ -70,6 +71,7 @@ verb(generate, CHECK, LESSON)
 verb(diffs, CHECK)
 verb(breaks, LESSON)
 verb(exercises, LESSON)
+verb(stages, LESSON)
 verb(copies, LESSON)
 verb(check)
 verb(work, LESSON, NAME)

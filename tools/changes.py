@@ -46,19 +46,27 @@ def differences(before: Path, after: Path) -> Changes:
         if whole != "changed" and file in said[whole]:
             found[whole].append(file)
             continue
-        was = texts(pieces(file, old[file])) if file in old else {}
-        now = texts(pieces(file, new[file])) if file in new else {}
-        for symbol in [*now, *(s for s in was if s not in now)]:
-            kind = "removed" if symbol not in now else "added" if symbol not in was else "changed"
+        different = symbol_changes(file, old.get(file, ""), new.get(file, ""))
+        for symbol, kind in different.items():
             owner = symbol.partition(".")[0]
-            if owner != symbol and (owner in was) != (owner in now):
+            if owner != symbol and different.get(owner, "changed") != "changed":
                 continue  # a method of a class that is itself new or gone
-            if symbol in REST:
-                same = loose(file, was.get(symbol, "")) == loose(file, now.get(symbol, ""))
-            else:
-                same = was.get(symbol) == now.get(symbol)
-            if not same:
-                found[kind].append(file if symbol == WHOLE else f"{file}#{symbol}")
+            found[kind].append(file if symbol == WHOLE else f"{file}#{symbol}")
+    return found
+
+
+def symbol_changes(file: str, old: str, new: str) -> dict[str, str]:
+    """Symbol -> kind, of what differs between two versions of a file; "" is a file that is not."""
+    was, now = (texts(pieces(file, text)) if text else {} for text in (old, new))
+    found: dict[str, str] = {}
+    for symbol in [*now, *(s for s in was if s not in now)]:
+        kind = "removed" if symbol not in now else "added" if symbol not in was else "changed"
+        if symbol in REST:
+            same = loose(file, was.get(symbol, "")) == loose(file, now.get(symbol, ""))
+        else:
+            same = was.get(symbol) == now.get(symbol)
+        if not same:
+            found[symbol] = kind
     return found
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.markdown import Fence, fences, fill
-from tools.tree import Course, environment, last_line, run, settings
+from tools.tree import Course, environment, last_line, run, run_pages, settings
 
 # The narration's seconds; the order of its lines is what counts.
 TIME = (re.compile(r"^ *\d+\.\d\d(?=  |$)"), "<time>")
@@ -23,18 +23,22 @@ MADE = {
     "commits": "faults.pictures {lesson} {name} --commits",
 }
 Masks = list[tuple[re.Pattern[str], str]]
+Printed = dict[str, list[str] | None]  # a command is run once; None: it failed
 
 
 def output(course: Course, lesson: str | None = None, check: bool = False) -> Iterator[str]:
-    """Console blocks of the READMEs."""
+    """Console blocks of the READMEs, and of the pages in docs/ that belong to a lesson."""
     for each in course.chosen(lesson):
-        if (each / "README.md").exists():
-            yield from blocks(course, each, check)
+        printed: Printed = {}
+        for path in run_pages(course, each):
+            yield from blocks(course, each, path, printed, check)
 
 
-def blocks(course: Course, lesson: Path, check: bool) -> Iterator[str]:
-    path, masks = lesson / "README.md", masks_of(lesson)
-    printed: dict[str, list[str] | None] = {}  # a command is run once; None: it failed
+def blocks(
+    course: Course, lesson: Path, path: Path, printed: Printed, check: bool
+) -> Iterator[str]:
+    """printed: what has been run for other pages of this lesson, and what is run now."""
+    masks = masks_of(lesson)
     bodies: dict[int, list[str]] = {}
     for fence in fences(path.read_text()):
         where = f"line {fence.line}"

@@ -5,6 +5,7 @@ import sys
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -64,6 +65,34 @@ def run_tests(
     It ends as `passed`, `failed`, `skipped` or `error`. A test that runs several times with
     different parameters has failed if it failed once.
     """
+    try:
+        found = cases(course, copy, *arguments, seconds=seconds)
+    except NoReport as error:
+        return "error", str(error), ""
+    for ended in ("error", "failed", "skipped"):
+        for case in found:
+            if case.ended == ended:
+                return ended, case.why, case.name
+    return "passed", "", ""
+
+
+class NoReport(Exception):
+    """pytest has run no test, or has not come to its end. The message is its last line."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A test with its parameters. why: the last line of the error; message: the whole of it."""
+
+    test: str  # test_04_log.py::test_name
+    name: str  # test_name[parameters]
+    ended: str
+    why: str
+    message: str
+
+
+def cases(course: Course, copy: Path, *arguments: str, seconds: float = SECONDS) -> list[Case]:
+    """Run pytest on a copy. Raises NoReport."""
     with tempfile.TemporaryDirectory() as directory:
         report = Path(directory) / "report.xml"
         options = ["-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
@@ -73,12 +102,20 @@ def run_tests(
         command = [sys.executable, "-m", "pytest", *options, *arguments]
         status, text = run(command, course.root, environment(LESSON=str(copy)), seconds)
         if status == 124 or not report.exists():
-            return "error", last_line(text), ""
-        cases = list(ElementTree.parse(report).getroot().iter("testcase"))
-    for kind, name in (("error", "error"), ("failure", "failed"), ("skipped", "skipped")):
-        for case in cases:
-            if (child := case.find(kind)) is not None:
-                reasons = re.findall(r"^E +(.*)", child.text or "", re.M)  # of a collection
-                why = reasons[-1] if reasons else child.get("message", "")
-                return name, why, case.get("name", "")
-    return ("passed", "", "") if cases else ("error", last_line(text), "")
+            raise NoReport(last_line(text))
+        found = [case(element) for element in ElementTree.parse(report).getroot().iter("testcase")]
+    if not found:
+        raise NoReport(last_line(text))
+    return found
+
+
+def case(element: ElementTree.Element) -> Case:
+    name = element.get("name", "")
+    file = f"{element.get('classname', '').rpartition('.')[2]}.py"
+    test = f"{file}::{name.partition('[')[0]}"
+    for kind, ended in (("error", "error"), ("failure", "failed"), ("skipped", "skipped")):
+        if (child := element.find(kind)) is not None:
+            message = child.get("message", "")
+            reasons = re.findall(r"^E +(.*)", child.text or "", re.M)  # of a collection
+            return Case(test, name, ended, reasons[-1] if reasons else message, message)
+    return Case(test, name, "passed", "", "")

@@ -10,7 +10,7 @@ from tools.changes import pages, pointer
 from tools.markdown import Fence, anchors, fences, fill, links
 from tools.output import MADE
 from tools.symbols import snippet
-from tools.tree import Course, walk
+from tools.tree import Course, run_pages, walk
 
 UNCHECKED = {"text", "diff", "sketch", "mermaid", "sh", "toml"}
 CODE = {"python", "sql"}
@@ -48,7 +48,7 @@ def tables(course: Course, check: bool) -> Iterator[str]:
 
 
 def misuses(course: Course, path: Path) -> Iterator[str]:
-    is_run = path.name == "README.md" and path.parent in course.lessons
+    is_run = any(path in run_pages(course, lesson) for lesson in course.lessons)
     for fence in fences(path.read_text()):
         if found := misuse(fence, is_run):
             yield course.finding(path, f"line {fence.line}: {found[0]}", found[1])
@@ -64,7 +64,8 @@ def misuse(fence: Fence, is_run: bool) -> tuple[str, str] | None:
         remedy = f"name it: {fence.kind} worker.py#Worker.run; or say sketch"
         return f"{fence.kind} without a source", remedy
     if fence.kind == "console" and not is_run and "no-run" not in fence.words:
-        return "nobody runs this block", "only a lesson's README.md is run: say console no-run"
+        remedy = "say console no-run; a lesson's README.md and docs/01_name.md are run"
+        return "nobody runs this block", remedy
     known = r"part|no-run|exit=\d+"
     if fence.kind == "console" and not all(re.fullmatch(known, word) for word in fence.words):
         return f"console with {fence.words}", "only part, no-run and exit=1 are known"

@@ -15,16 +15,8 @@ from typing import Any
 from shared.lessons import NoSuchLesson, find, lessons, number
 
 # These differ from lesson to lesson by nature, or another check holds them.
-OWN = {
-    "README.md",
-    "CHANGES.md",
-    "lesson.toml",
-    "db",
-    "breaks",
-    "exercises",
-    "races",
-    "rows.toml",
-}
+OWN = {"README.md", "CHANGES.md", "lesson.toml", "stages.toml", "rows.toml"}
+OWN |= {"db", "breaks", "exercises", "races"}
 JUNK = {"__pycache__", "outside.log"}
 
 
@@ -92,6 +84,12 @@ def compared_files(lesson: Path) -> dict[str, str]:
         if path.relative_to(lesson).parts[0] not in OWN
         and not re.fullmatch(r"test_\w+\.py", path.name)
     }
+
+
+def run_pages(course: Course, lesson: Path) -> list[Path]:
+    """The pages whose console blocks are run in this lesson: its README, and docs/01_name.md."""
+    docs = course.root.glob(f"docs/{number(lesson):02}_*.md") if lesson in course.lessons else ()
+    return [path for path in (lesson / "README.md", *sorted(docs)) if path.exists()]
 
 
 def patch_name(before: Path, after: Path) -> str:
