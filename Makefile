@@ -8,7 +8,7 @@ PYTHON := .venv/bin/python
 setup := sh tools/setup.sh
 last := $(lastword $(sort $(wildcard lessons/[0-9][0-9]_*)))
 
-.PHONY: help setup demo test check crash race faults bench run work diff generate output psql clean
+.PHONY: help setup demo test check crash race faults bench run build next work diff generate output psql clean
 
 help: ## this list
 	@echo 'make VERB [LESSON=01] [ARGS="..."]'
@@ -51,6 +51,14 @@ run: ## run a lesson; ARGS="worker --name a" plays a part of it by hand
 	@$(setup)
 	@lesson=$$($(PYTHON) -m shared.lessons "$(LESSON)") && python="$$(pwd)/$(PYTHON)" && \
 		cd "$$lesson" && exec "$$python" main.py $(ARGS)
+
+build: ## write a lesson yourself, in stages, in work/04_build; STAGE=3 begins at that one
+	@$(setup)
+	@$(PYTHON) -m tools build $(if $(LESSON),"$(LESSON)") $(if $(STAGE),--stage "$(STAGE)") $(if $(NAME),--name "$(NAME)")
+
+next: ## how far your lesson is, and what comes next; ARGS=--hint shows a hint
+	@$(setup)
+	@$(PYTHON) -m tools next $(if $(LESSON),"$(LESSON)") $(ARGS)
 
 work: ## copy a lesson to work/01_mine, to change it at will; NAME=second calls it 01_second
 	@$(setup)

@@ -8,6 +8,7 @@ import click
 
 from shared.postgres import PostgresUnavailable
 from tools.breaks import breaks, exercises
+from tools.build import build, next_
 from tools.carry import carry
 from tools.changes import changes
 from tools.check import check
@@ -25,6 +26,9 @@ LESSON = click.Argument(["lesson"], required=False)
 ONE_LESSON = click.Argument(["lesson"])
 NAME = click.Argument(["name"], required=False)
 SCRIPT = click.Argument(["script"], required=False)
+STAGE = click.Option(["--stage"], help="Begin with the solution of those before.")
+NAMED = click.Option(["--name"], help="For another copy.")
+HINT = click.Option(["--hint"], is_flag=True, help="A hint for the stage that was reached.")
 CHECK = click.Option(["--check"], is_flag=True, help="Report only, write nothing.")
 
 
@@ -60,7 +64,8 @@ def cli(ctx: click.Context) -> None:
 def verb(do: Callable[..., Iterable[str] | None], *parameters: click.Parameter) -> None:
     """A function's name is the verb, and its docstring the help."""
     callback: Any = click.pass_obj(do)
-    cli.add_command(click.Command(do.__name__, None, callback, list(parameters), do.__doc__))
+    name = do.__name__.rstrip("_")  # next_
+    cli.add_command(click.Command(name, None, callback, list(parameters), do.__doc__))
 
 
 verb(changes, CHECK)
@@ -75,6 +80,8 @@ verb(stages, LESSON)
 verb(copies, LESSON)
 verb(check)
 verb(work, LESSON, NAME)
+verb(build, LESSON, STAGE, NAMED)
+verb(next_, LESSON, HINT)
 verb(diff, LESSON)
 verb(psql, LESSON)
 verb(race, LESSON, SCRIPT)

@@ -12,6 +12,7 @@ from tools.changes import changes
 from tools.copies import copies
 from tools.diffs import diffs
 from tools.generated import generate
+from tools.judge import stages
 from tools.output import output
 from tools.readme import readme
 from tools.tree import Course, CourseError, run
@@ -36,6 +37,7 @@ CHECKS: dict[str, Find] = {
     "output": partial(output, check=True),
     "breaks": breaks,
     "exercises": exercises,
+    "stages": stages,
     "copies": copies,
 }
 

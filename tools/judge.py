@@ -19,13 +19,15 @@ MOST_SECONDS = 1200
 
 
 def judge(
-    course: Course, copy: Path, tests: list[str], processes: int = 2, seconds: float = TEST_SECONDS
+    course: Course, copy: Path, tests: list[str], seconds: float = TEST_SECONDS, processes: int = 2
 ) -> dict[str, Case]:
     """Run these tests (of files or test functions): how each function ends, by its first failure.
 
-    A test that hangs takes its process along; pytest-xdist starts a new one.
+    A test that hangs is ended, with its whole process, and pytest-xdist starts another one. In no
+    process but pytest's own, only the main thread is ended.
     """
-    options = [f"-n{processes}", f"--timeout={within(seconds)}", "--timeout-method=thread"]
+    options = [f"-n{processes}", f"--timeout={within(seconds):g}"]
+    options += ["--timeout-method=thread"] if processes else []
     paths = [f"tests/{test}" for test in tests]
     found: dict[str, Case] = {}
     for case in cases(course, copy, *options, *paths, seconds=MOST_SECONDS):
@@ -43,9 +45,13 @@ def stages(course: Course, lesson: str | None = None) -> Iterator[str]:
     if wrong:
         return
     states = [(each, n) for each in plans for n in range(len(each.stages) + 1)]
+
+    def tried(state: tuple[Plan, int]) -> list[str]:
+        return list(one_state(course, *state))
+
     try:
         with server(), ThreadPoolExecutor(2) as threads:  # one server for all of them
-            for found in threads.map(lambda state: list(one_state(course, *state)), states):
+            for found in threads.map(tried, states):
                 yield from found
     except NoPlugin as error:
         print(f"NOT TRIED, the states between two lessons need sqlc's plugin: {error}")
@@ -63,7 +69,7 @@ def one_state(course: Course, plan: Plan, done: int) -> Iterator[str]:
         if last and compared_files(copy) != compared_files(plan.lesson):
             yield course.finding(path, "after the last stage, it is not the lesson", "see diff")
         tests = [test for stage in [*solved, *ahead] for test in stage.tests]
-        ended = judge(course, copy, tests, processes=1)
+        ended = judge(course, copy, tests, processes=0)  # one starts sooner than two
     for stage, wanted in [*((s, "passed") for s in solved), *((s, "failed") for s in ahead)]:
         for test in stage.tests:
             case = ended.get(test)

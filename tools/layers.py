@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import groupby
 
 from tools.changes import symbol_changes
 from tools.symbols import REST, Piece, pieces
@@ -57,9 +57,9 @@ def merged(file: str, old: str, new: str, changed: Collection[str], taken: Colle
     """The pieces of both in the order of the new one; of a Python file, without its head."""
     was, now = keyed(file, old), keyed(file, new)
     order = list(now)
-    for previous, key in pairwise([None, *was]):
-        if key not in now:
-            order.insert(order.index(previous) + 1 if previous in order else 0, key)
+    for n, key in enumerate(was):
+        if key not in now:  # behind what it was behind
+            order.insert(order.index(list(was)[n - 1]) + 1 if n else 0, key)
     parts: list[Piece] = []
     for key in order:
         if key[0] in REST and key[0] not in changed:

@@ -1,0 +1,222 @@
+"""How far a reader's lesson is: the stages that hold, what fails first, and what comes next."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+from shared.generated import fingerprint, recorded, selector
+from shared.lessons import BUILD, number
+from shared.postgres import server
+from tools.changes import STORY
+from tools.generated import NoPlugin
+from tools.judge import TEST_SECONDS, WHOLE_SECONDS, judge
+from tools.patches import Case, NoReport
+from tools.signatures import query_name
+from tools.stages import Change, Plan, generate, plan
+from tools.symbols import pieces, texts
+from tools.told import describe, heading, introduce, of_stage, tell, title
+from tools.tree import Course, CourseError, environment, last_line, run
+
+# Imports the modules that it is given, and tells which line of which file keeps one from that.
+IMPORTS = """
+import importlib, os, sys, traceback
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(name)
+    except BaseException as error:
+        files = [f for f in traceback.extract_tb(error.__traceback__) if os.path.isabs(f.filename)]
+        here = [f for f in files if os.path.dirname(f.filename) == os.getcwd()]
+        where = f"{os.path.basename(here[-1].filename)}, line {here[-1].lineno}" if here else name
+        sys.exit(f"{where}: {error}")
+"""
+NO_PLUGIN = (
+    "sqlc's Python plugin cannot be had on this machine, so db/ cannot be made of half of the SQL. "
+    "Write what the later stages add to schema.sql and queries.sql as well, as the lesson has it: "
+    "then the lesson's own db/ is taken. Lesson 00 says how sqlc finds its plugin."
+)
+
+
+def lesson_of(course: Course, copy: Path) -> Path:
+    return course.lesson(f"{number(copy):02}")
+
+
+def reached(copy: Path) -> int:
+    """The number of the stage that was reached when it was last judged."""
+    text = (copy / BUILD).read_text().strip()
+    return max(int(text), 1) if text.isdecimal() else 1
+
+
+def progress(course: Course, copy: Path) -> None:
+    planned = plan(course, lesson_of(course, copy))
+    count = len(planned.stages)
+    stage = min(reached(copy), count)
+    (copy / BUILD).write_text(f"{stage}\n")  # for the last that was touched
+    print(f"{course.shown(copy)}, lesson {title(planned)}\n")
+    if wrong := syntax_error(copy) or stale_sql(planned, copy):
+        print(f"{heading(planned, stage)}\n\n{wrong}")
+        return
+    with server():
+        ended = tried(course, planned, copy, 1, stage)
+        while (failing := first_failing(planned, ended)) is None and stage < count:
+            stage += 1
+            ended |= tried(course, planned, copy, stage, stage)
+        if failing is None:
+            whole(course, planned, copy)
+            return
+    new = failing > reached(copy)
+    (copy / BUILD).write_text(f"{failing}\n")
+    if failing > 1:
+        held = f"1 to {failing - 1}" if failing > 2 else "1"
+        print(f"The tests of stage{'s' if failing > 2 else ''} {held} hold.\n")
+    if new:
+        introduce(course, planned, copy, failing)
+    else:
+        report(course, planned, copy, failing, ended)
+
+
+def syntax_error(copy: Path) -> str:
+    for path in sorted(copy.glob("*.py")):
+        try:
+            ast.parse(path.read_bytes())
+        except SyntaxError as error:
+            return f"{path.name}, line {error.lineno}: {error.msg}"
+    return ""
+
+
+def stale_sql(planned: Plan, copy: Path) -> str:
+    """Make db/ again if the SQL has changed; what is wrong if that cannot be."""
+    if recorded(copy) == fingerprint(copy):
+        return ""
+    try:
+        generate(planned, copy)
+    except NoPlugin:
+        return NO_PLUGIN
+    except CourseError as error:
+        return str(error)
+    return ""
+
+
+def tried(course: Course, planned: Plan, copy: Path, first: int, last: int) -> dict[str, Case]:
+    tests = [test for stage in planned.stages[first - 1 : last] for test in stage.tests]
+    return outcomes(course, copy, tests)
+
+
+def outcomes(
+    course: Course, copy: Path, tests: list[str], seconds: float = TEST_SECONDS
+) -> dict[str, Case]:
+    try:
+        return judge(course, copy, tests, seconds)
+    except NoReport as error:
+        return {test: Case(test, "", "error", str(error), str(error)) for test in tests}
+
+
+def holds(case: Case | None) -> bool:
+    return case is not None and case.ended in ("passed", "skipped")
+
+
+def first_failing(planned: Plan, ended: dict[str, Case]) -> int | None:
+    """The number of the first stage that was tried and does not hold."""
+    for n, stage in enumerate(planned.stages, 1):
+        if any(test in ended and not holds(ended[test]) for test in stage.tests):
+            return n
+    return None
+
+
+def report(course: Course, planned: Plan, copy: Path, number: int, ended: dict[str, Case]) -> None:
+    """A stage of which a test fails."""
+    tests = planned.stages[number - 1].tests
+    missing = to_write(planned, copy, number)
+    print(f"{heading(planned, number)}\n")
+    show(course, copy, {test: ended.get(test) for test in tests}, missing)
+    if missing:
+        print("\nStill to write:")
+        describe(planned, copy, missing)
+    print(
+        f"\nAgain:         make next\n"
+        f"A hint:        make next ARGS=--hint\n"
+        f"The solution:  {course.shown(planned.lesson)}"
+    )
+
+
+def show(course: Course, copy: Path, ended: dict[str, Case | None], missing: list[Change]) -> None:
+    """Which tests hold; of the first one that fails, why."""
+    told = False
+    for test, case in ended.items():
+        print(f"  {'holds' if holds(case) else 'FAILS'}  {sentence(test)}")
+        if told or holds(case):
+            continue
+        told = True
+        said, wrong = docstring(course, test), import_error(copy) or why(case, missing)
+        for line in [said, *wrong.split("\n"), f"tests/{test}"]:
+            if line:
+                tell(line, " " * 9)
+
+
+def sentence(test: str) -> str:
+    words = test.partition("::test_")[2].replace("_", " ")
+    return words[:1].upper() + words[1:]
+
+
+def docstring(course: Course, test: str) -> str:
+    """The first line of the test's own."""
+    file, _, name = test.partition("::")
+    for node in ast.parse((course.root / "tests" / file).read_text()).body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            return (ast.get_docstring(node) or "").partition("\n")[0]
+    return ""
+
+
+def import_error(copy: Path) -> str:
+    """Which module cannot be imported, and which line of which file is to blame."""
+    names = sorted(path.stem for path in copy.glob("*.py") if path.name not in STORY)
+    status, text = run([sys.executable, "-c", IMPORTS, *names], copy, environment(), 60)
+    return last_line(text) if status else ""
+
+
+def why(case: Case | None, missing: list[Change]) -> str:
+    """The error, in words: mostly it is a name that is not there yet."""
+    if case is None:
+        return "the test did not run"
+    if "crashed while running" in case.message or "Timeout" in case.message:
+        return "it took too long, and was ended: something waits for what never comes"
+    line = case.why if case.why.partition(":")[0].isidentifier() else case.message.split("\n")[0]
+    for file, symbol in missing:
+        name = symbol.rpartition(".")[2]
+        if re.search(rf"\b({re.escape(name)}|{re.escape(query_name(name))})\b", line):
+            return f"there is no {symbol} in {file} yet ({line})"
+    return line
+
+
+def to_write(planned: Plan, copy: Path, number: int) -> list[Change]:
+    """What is not there yet, still as it was, or still there; the first comes first."""
+    absent: list[Change] = []
+    untouched: list[Change] = []
+    for file, symbol in of_stage(planned, number):
+        path, was = copy / file, texts(pieces(file, planned.start.get(file, "")))
+        now = texts(pieces(file, path.read_text())) if path.exists() else {}
+        kind = planned.changes[file, symbol]
+        if kind == "added" and symbol not in now:
+            absent.append((file, symbol))
+        elif kind != "added" and now.get(symbol) == was.get(symbol):
+            untouched.append((file, symbol))
+    return absent + untouched
+
+
+def whole(course: Course, planned: Plan, copy: Path) -> None:
+    """After the last stage: all tests of the lesson."""
+    print(f"All {len(planned.stages)} stages hold. Now all tests of the lesson.\n")
+    files = sorted((course.root / "tests").glob(f"test_{number(copy):02}_*.py"))
+    ended = outcomes(course, copy, [file.name for file in files], seconds=WHOLE_SECONDS)
+    failed = {test: case for test, case in ended.items() if not holds(case)}
+    if failed:
+        show(course, copy, dict(failed), [])
+        print(f"\n{len(ended) - len(failed)} of {len(ended)} hold.  Again:  make next")
+        return
+    me = selector(copy)
+    print(
+        f"{len(ended)} tests, and all hold: you have built lesson {title(planned)}.\n\n"
+        f"Its story:                      make run LESSON={me}\n"
+        f"Yours beside the lesson's own:  make diff LESSON={me}\n"
+        f"The tests of the lessons before: make test LESSON={me}"
+    )
