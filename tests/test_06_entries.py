@@ -10,10 +10,10 @@ from tests.helpers import (
     claim_one,
     claimed,
     drop_workers,
-    enqueue,
     execute,
     finish,
     log_of,
+    new_task,
     queries,
     spawn,
     submitted,
@@ -26,12 +26,13 @@ COMPLETE = "select complete_entry(%s, %s, %s, null)"
 
 def waiting(lesson, db, awaits):
     """A task with two children that waits for the entries at these positions, and its children."""
-    id = enqueue(lesson, db)
-    children = [enqueue(lesson, db, queue="nobodys") for _ in range(2)]
+    id = new_task(lesson, db)
+    children = [new_task(lesson, db) for _ in range(2)]
     for position, child in enumerate(children, 1):
         execute(
             db,
-            "update tasks set parent_id = %s, parent_position = %s where id = %s",
+            "update tasks set queue = 'nobodys', parent_id = %s, parent_position = %s"
+            " where id = %s",
             id,
             position,
             child,
@@ -131,7 +132,7 @@ def test_an_end_is_told_in_the_transaction_that_ends_the_child(lesson, db):
 
 
 def test_a_child_and_its_entry_come_to_be_together(lesson, db):
-    id = enqueue(lesson, db)
+    id = new_task(lesson, db)
     task = claim_one(lesson, db, id)
     with queries(lesson, db) as queue:
         child = spawn(queue, task)
@@ -144,7 +145,7 @@ def test_a_child_and_its_entry_come_to_be_together(lesson, db):
 
 
 def test_a_task_suspends_if_it_knows_of_all_that_is_complete(lesson, db):
-    id = enqueue(lesson, db)
+    id = new_task(lesson, db)
     task = claim_one(lesson, db, id)
     with queries(lesson, db) as queue:
         child = spawn(queue, task)
@@ -183,7 +184,7 @@ def opened(lesson, log, n):
 
 
 def test_the_log_opens_an_entry_once(lesson, db):
-    id = enqueue(lesson, db)
+    id = new_task(lesson, db)
     for _ in range(2):
         with claimed(lesson, db, id) as (fence, _):
             assert opened(lesson, lesson.event_log.EventLog(fence), 2) == [1, 2]
@@ -192,7 +193,7 @@ def test_the_log_opens_an_entry_once(lesson, db):
 
 
 def test_the_log_waits_until_enough_is_complete(lesson, db):
-    id = enqueue(lesson, db)
+    id = new_task(lesson, db)
     with claimed(lesson, db, id) as (fence, _):
         log = lesson.event_log.EventLog(fence)
         opened(lesson, log, 2)
@@ -210,7 +211,7 @@ def test_the_log_waits_until_enough_is_complete(lesson, db):
 
 
 def test_a_wait_that_is_refused_asks_for_the_news(lesson, db):
-    id = enqueue(lesson, db)
+    id = new_task(lesson, db)
     with claimed(lesson, db, id) as (fence, _):
         log = lesson.event_log.EventLog(fence)
         opened(lesson, log, 1)
@@ -220,7 +221,7 @@ def test_a_wait_that_is_refused_asks_for_the_news(lesson, db):
 
 
 def test_a_wait_of_a_run_that_has_lost_its_task_ends_it(lesson, db):
-    id = enqueue(lesson, db)
+    id = new_task(lesson, db)
     with claimed(lesson, db, id) as (fence, _):
         log = lesson.event_log.EventLog(fence)
         opened(lesson, log, 1)
@@ -235,7 +236,7 @@ def test_a_wait_of_a_run_that_has_lost_its_task_ends_it(lesson, db):
 
 def test_to_take_back_waits_for_no_parent(lesson, db):
     """A child that fails is told to its parent, whose row somebody holds."""
-    parent, plain = enqueue(lesson, db), enqueue(lesson, db)
+    parent, plain = new_task(lesson, db), new_task(lesson, db)
     with queries(lesson, db) as queue:
         child = spawn(queue, claim_one(lesson, db, parent))
         assert suspend(queue, parent) == 1
