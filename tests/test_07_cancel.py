@@ -22,6 +22,7 @@ from tests.helpers import (
     finish,
     hurry,
     in_threads,
+    log_of,
     queries,
     spawn,
     statuses,
@@ -96,6 +97,15 @@ def test_what_has_ended_cannot_be_cancelled(lesson, db, end):
         assert before.status == end
         assert queue.cancel_task(id=id) == 0
     assert task_row(db, id) == before
+
+
+def test_a_parent_hears_that_its_child_was_cancelled(lesson, db):
+    id, (child,) = suspended(lesson, db)
+    with queries(lesson, db) as queue:
+        assert queue.cancel_task(id=child) == 1
+    (entry,) = log_of(db, id)
+    assert (entry.error["type"], entry.completion) == ("Cancelled", 1)
+    assert task_row(db, id).status == "queued"
 
 
 # Locks
