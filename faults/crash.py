@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, LiteralString
+from typing import Any, Literal, LiteralString, TypeVar
 
 import click
 from psycopg import sql
@@ -27,13 +27,13 @@ from rich.text import Text
 from faults import lesson_with_worker, witness, workloads
 from faults.nursery import Nursery
 from faults.proxy import Proxy, statement_name
-from shared.database import Database, open_database
+from shared.database import Database
 from shared.lessons import number
 from shared.outside import Outside
 from shared.postgres import server
 from shared.processes import wait_until
 from shared.story import console, say, scene
-from shared.testing import environment, load
+from shared.testing import load, scratch_database
 from shared.verbs import PATIENCE
 
 When = Literal["before", "after"]
@@ -51,20 +51,73 @@ class Point:
     violations: list[str]
 
 
-class CrashTest:
-    """A lesson on a schema of its own, and a victim whose commits are counted."""
+class Watched:
+    """A lesson on a schema of its own, and workers of it whose commits pass by here."""
 
-    def __init__(
-        self, db: Database, url: str, nursery: Nursery, logs: Path, only: tuple[str, Any] | None
-    ) -> None:
-        """only: name and input of the one task to run, in place of the canonical workload."""
+    def __init__(self, db: Database, url: str, nursery: Nursery, logs: Path) -> None:
         self.db, self.number = db, number(db.lesson)
         modules = load(db.lesson)
         self.engine = workloads.register(modules)
         self.outside: Outside = modules.app.outside
-        self.proxy = Proxy(url, before_commit=self._before, after_commit=self._after)
+        self.proxy = Proxy(url, before_commit=self.before, after_commit=self.after)
         self._nursery = nursery
         self._logs = logs
+
+    def before(self, names: tuple[str, ...]) -> bool:
+        """Called before each commit, with the names of its statements; True cuts the line."""
+        raise NotImplementedError
+
+    def after(self, names: tuple[str, ...]) -> bool:
+        """Called when a change is committed, and the worker does not know of it yet."""
+        raise NotImplementedError
+
+    def rows(self, query: LiteralString | sql.Composed, *parameters: Any) -> list[Any]:
+        return witness.rows(self.db, query, *parameters)
+
+    def start(self, name: str, url: str, *, lease: str = "60") -> int:
+        """A worker with one slot; its process id."""
+        options: tuple[str, ...] = ()
+        if self.number >= 2:
+            options += ("--slots", "1")
+        if self.number >= 3:
+            options += ("--lease", lease)
+        log = self._logs / f"{name}.log"
+        log.unlink(missing_ok=True)
+        return self._nursery.worker(name, url, log, *options)
+
+    def kill(self, pid: int) -> None:
+        """kill -9, and wait until the server has noticed."""
+        self._nursery.kill(pid)
+        name = f"{self.db.schema} {pid}"
+        sessions = "select from pg_stat_activity where application_name = %s"
+        wait_until(lambda: not self.rows(sessions, name), "the victim has no session")
+
+    def end_leases(self) -> None:
+        self.rows("update workers set alive_until = clock_timestamp() - interval '1 second'")
+
+    def is_quiet(self, stuck: int = 0) -> bool:
+        left = {k: v for k, v in self.statuses().items() if k not in witness.ENDED}
+        return left == ({"running": stuck} if stuck else {})
+
+    def statuses(self) -> dict[str, int]:
+        return dict(self.rows("select status, count(*) from tasks group by status"))
+
+    def commits_since_reset(self) -> list[str]:
+        """What each commit has changed, a line for each; the witness must be there."""
+        commits = groupby(witness.changes(self.db), lambda change: change.commit)
+        lines: list[str] = []
+        for at, (_, commit) in enumerate(commits, 1):
+            group = list(commit)
+            name = statement_name(f"-- name: {group[-1].statement}")
+            lines.append(f"  {at:3}  {name:16} {'; '.join(c.change for c in group)}")
+        return lines
+
+
+class CrashTest(Watched):
+    """The canonical workload, and a victim that is struck at one of its commits."""
+
+    def __init__(self, db: Database, url: str, nursery: Nursery, logs: Path) -> None:
+        super().__init__(db, url, nursery, logs)
         self._victim = 0
         self._at: int | None = None
         self._when: When = "after"
@@ -75,7 +128,8 @@ class CrashTest:
         self._seen: list[tuple[str, ...]] = []
         self.struck_at: tuple[str, ...] = ()
         self.expected: dict[int, workloads.Expected] = {}
-        self._only = only
+        # Name and input of the one task to run, in place of the canonical workload.
+        self.only: tuple[str, Any] | None = None
 
     def prepare(self) -> None:
         """Let a worker run the workload undisturbed, and count its commits."""
@@ -83,13 +137,8 @@ class CrashTest:
         self.reset()
         self.run_victim(None, "after")
         self.commits = self._seen
-        if self._only:  # it must always come to what it has come to now
+        if self.only:  # it must always come to what it has come to now
             self.expected = {id: self._outcome(id) for id in self.expected}
-
-    def changes_of_commits(self) -> list[list[witness.Change]]:
-        """What each commit of the worker has changed since `reset`."""
-        commits = groupby(witness.changes(self.db), lambda change: change.commit)
-        return [list(commit) for _, commit in commits]
 
     def reset(self) -> None:
         """Empty tables, and the workload enqueued."""
@@ -102,14 +151,11 @@ class CrashTest:
         names = sql.SQL(", ").join(sql.Identifier(name) for (name,) in tables)
         self.rows(sql.SQL("truncate {} restart identity").format(names))
         with self.db.engine.begin() as connection:
-            if not self._only:
+            if not self.only:
                 self.expected = workloads.enqueue(self.engine, self.number, connection)
                 return
-            id = self.engine.enqueue(connection, *self._only)
-        self.expected.setdefault(id, workloads.Expected(self._only[0], "not known yet"))
-
-    def rows(self, query: LiteralString | sql.Composed, *parameters: Any) -> list[Any]:
-        return witness.rows(self.db, query, *parameters)
+            id = self.engine.enqueue(connection, *self.only)
+        self.expected.setdefault(id, workloads.Expected(self.only[0], "not known yet"))
 
     def run_victim(self, at: int | None, when: When, fault: Fault = "kill") -> bool:
         """Let a worker run the workload, until it is struck at that commit; False: it never was.
@@ -118,18 +164,12 @@ class CrashTest:
         """
         self._at, self._when, self._fault = at, when, fault
         self._seen, self.struck_at, self._victim = [], (), 0
-        self._victim = self._worker("victim", self.proxy.url, lease="60")
+        self._victim = self.start("victim", self.proxy.url)
         wait_until(lambda: bool(self.struck_at) or self.is_quiet(), "the victim is struck, or done")
         self._at = None
         if fault == "kill" or not self.struck_at:
-            self.kill_victim()
+            self.kill(self._victim)
         return bool(self.struck_at)
-
-    def kill_victim(self) -> None:
-        self._nursery.kill(self._victim)
-        name = f"{self.db.schema} {self._victim}"
-        sessions = "select from pg_stat_activity where application_name = %s"
-        wait_until(lambda: not self.rows(sessions, name), "the victim has no session")
 
     def wake_victim(self) -> None:
         """It goes on where it was stopped, with a lease that is over, until its slot is free."""
@@ -139,7 +179,7 @@ class CrashTest:
         try:
             wait_until(lambda: self._claims >= 2, "the worker that was stopped wants another task")
         finally:
-            self.kill_victim()
+            self.kill(self._victim)
 
     def recover(self) -> int:
         """Let another worker do what is left. Returns how many tasks nobody will ever end."""
@@ -147,8 +187,8 @@ class CrashTest:
         if self.number < 3:
             stuck = self.statuses().get("running", 0)
         else:
-            self.rows("update workers set alive_until = clock_timestamp() - interval '1 second'")
-        other = self._worker("other", self.db.conninfo, lease="10")
+            self.end_leases()
+        other = self.start("other", self.db.conninfo, lease="10")
         try:
             wait_until(lambda: self.is_quiet(stuck), "another worker has done the rest")
         finally:
@@ -175,21 +215,11 @@ class CrashTest:
         violations = [f"{where}: {violation}" for violation in violations]
         return Point(at, self.struck_at, len(self.ran_twice()), stuck, violations)
 
-    def _worker(self, name: str, url: str, *, lease: str) -> int:
-        options: tuple[str, ...] = ()
-        if self.number >= 2:
-            options += ("--slots", "1")
-        if self.number >= 3:
-            options += ("--lease", lease)
-        log = self._logs / f"{name}.log"
-        log.unlink(missing_ok=True)
-        return self._nursery.worker(name, url, log, *options)
-
     def said(self, name: str) -> list[str]:
         """What a worker has printed."""
         return (self._logs / f"{name}.log").read_text().splitlines()
 
-    def _before(self, names: tuple[str, ...]) -> bool:
+    def before(self, names: tuple[str, ...]) -> bool:
         self._claims += names == ("ClaimTasks",)  # with one slot: only when that is free
         at = len(self._seen) + 1
         # Polls that will find nothing are no commits.
@@ -197,7 +227,7 @@ class CrashTest:
             return self._strike(names)
         return self._is_dead()
 
-    def _after(self, names: tuple[str, ...]) -> bool:
+    def after(self, names: tuple[str, ...]) -> bool:
         if self._is_dead():
             return True
         self._seen.append(names)
@@ -213,13 +243,6 @@ class CrashTest:
 
     def _is_dead(self) -> bool:
         return bool(self.struck_at) and self._fault == "kill"
-
-    def is_quiet(self, stuck: int = 0) -> bool:
-        left = {k: v for k, v in self.statuses().items() if k not in witness.ENDED}
-        return left == ({"running": stuck} if stuck else {})
-
-    def statuses(self) -> dict[str, int]:
-        return dict(self.rows("select status, count(*) from tasks group by status"))
 
     def ran_twice(self) -> list[str]:
         """The effects that happened more often than the workload does them if it is undisturbed."""
@@ -238,7 +261,7 @@ class CrashTest:
             found.append(f"tasks that have not ended: {unended}, and only {stuck} may be stuck")
         for id in self.expected.keys() - lost - set(unended):
             found += self._differences(id, self.expected[id], rows[id])
-        if self.number >= 6 and not self._only:
+        if self.number >= 6 and not self.only:
             found += self._of_children(rows)
         return found + self._outside_violations()
 
@@ -289,22 +312,29 @@ class CrashTest:
         ]
 
 
+W = TypeVar("W", bound=Watched)
+
+
 @contextmanager
-def crash_test(lesson: Path, only: tuple[str, Any] | None = None) -> Generator[CrashTest]:
+def watched(lesson: Path, kind: type[W]) -> Generator[W]:
     """On a schema of its own, which is dropped: a story of the lesson may be running."""
-    schema = f"test_{os.getpid()}_crash_{lesson.name}"[:60]
     with (
         server() as url,
-        tempfile.TemporaryDirectory() as home,
-        environment(LESSON_SCHEMA=schema, LESSON_OUTSIDE=f"{home}/outside.log"),
-        open_database(lesson, reset=True) as db,
+        scratch_database(lesson, "crash") as db,
+        tempfile.TemporaryDirectory() as logs,
         Nursery(lesson) as nursery,
     ):
-        test = CrashTest(db, url, nursery, Path(home), only)
+        test = kind(db, url, nursery, Path(logs))
         with test.proxy.running():
-            test.prepare()
             yield test
-        test.rows(sql.SQL("drop schema {} cascade").format(sql.Identifier(schema)))
+
+
+@contextmanager
+def crash_test(lesson: Path, only: tuple[str, Any] | None = None) -> Generator[CrashTest]:
+    with watched(lesson, CrashTest) as test:
+        test.only = only
+        test.prepare()
+        yield test
 
 
 def every_point(test: CrashTest, when: When, fault: Fault = "kill") -> list[Point]:
@@ -326,9 +356,8 @@ def tell_commits(test: CrashTest) -> None:
     """The workload, and the commits of an undisturbed run, with what each changed."""
     tell_workload(test)
     scene(f"{test.db.lesson.name}: the commits of a worker that runs it")
-    for at, group in enumerate(test.changes_of_commits(), 1):
-        name = statement_name(f"-- name: {group[-1].statement}")
-        console.print(Text(f"  {at:3}  {name:16} {'; '.join(c.change for c in group)}"))
+    for line in test.commits_since_reset():
+        console.print(Text(line))
 
 
 def tell_workload(test: CrashTest) -> None:

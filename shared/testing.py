@@ -179,9 +179,11 @@ def scratch_database(lesson: Path, name: str) -> Iterator[Database]:
         environment(LESSON_SCHEMA=schema, LESSON_OUTSIDE=f"{home}/outside.log"),
         open_database(lesson, reset=True) as db,
     ):
-        yield db
-        with db.connect(autocommit=True) as connection:
-            connection.execute(sql.SQL("drop schema {} cascade").format(sql.Identifier(schema)))
+        try:
+            yield db
+        finally:
+            with db.connect(autocommit=True) as connection:
+                connection.execute(sql.SQL("drop schema {} cascade").format(sql.Identifier(schema)))
 
 
 def task_row(db: Database, id: int) -> SimpleNamespace:
