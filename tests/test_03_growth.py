@@ -12,6 +12,7 @@ from shared.testing import Lesson
 from tests.helpers import execute, register
 
 CLAIMED = 10
+PAGE = {"p1": 1000, "p2": 0}
 
 
 def explained(lesson: Lesson, db: Database, mode: Any) -> Any:
@@ -68,14 +69,14 @@ def test_the_queries_read_few_rows_in_a_big_table(lesson, db):
         (
             "claim",
             all_of.CLAIM_TASKS,
-            {"p1": worker, "p2": "default", "p3": False, "p4": 10},
+            {"p1": worker, "p2": "default", "p3": False, "p4": 10, "p5": 0},
         ),
-        ("wake", all_of.WAKE_TASKS, {}),
-        ("take back", all_of.TAKE_BACK_TASKS, {}),
+        ("wake", all_of.WAKE_TASKS, PAGE),
+        ("take back", all_of.TAKE_BACK_TASKS, PAGE),
         (
             "give back",
             all_of.GIVE_BACK_TASKS,
-            {"p1": worker, "p2": [], "p3": timedelta(minutes=1)},
+            {"p1": worker, "p2": [], "p3": timedelta(minutes=1), "p4": 1000, "p5": 0},
         ),
         ("count", all_of.COUNT_RUNNING, {"p1": "default"}),
         ("look", all_of.LOOK_FOR_WORK, {"p1": "default"}),
