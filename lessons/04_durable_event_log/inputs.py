@@ -116,6 +116,7 @@ def canonical(value: Json) -> str:
 HINTS = {
     "coroutine": "an async function was called, and not awaited; asyncio.run(...) does both",
     "async_generator": "only an async function can run it; asyncio.run(...) calls one",
+    "Context": "it is for this run alone; return what its steps have returned",
     "generator": "nothing of it has run yet; list(...) does that",
 }
 

@@ -117,6 +117,7 @@ HINTS = {
     "coroutine": "an async function was called, and not awaited; asyncio.run(...) does both",
     "async_generator": "only an async function can run it; asyncio.run(...) calls one",
     "Pending": "what ctx.spawn returns; ctx.result(...) waits for what the child returns",
+    "Context": "it is for this run alone; return what its steps have returned",
     "generator": "nothing of it has run yet; list(...) does that",
 }
 

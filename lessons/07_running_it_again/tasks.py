@@ -84,7 +84,13 @@ def task_key() -> str:
 
     The same in each of its attempts, and no other task's. A durable task's steps get their own.
     """
-    return running_key.get()
+    try:
+        return running_key.get()
+    except LookupError:
+        raise NonRetryableError(
+            "task_key() is for the function of a task, while a worker runs it. A thread that the "
+            "function has started does not know it: hand the key over"
+        ) from None
 
 
 def enqueue(
