@@ -283,6 +283,25 @@ def test_suspensions_do_not_use_up_attempts(lesson, db):
     assert row.attempt - row.uncounted == 2
 
 
+def test_deaths_before_a_wait_do_not_count_after_it(lesson, db):
+    """max_attempts bounds what goes wrong without progress, however long a task lives."""
+    id, children = suspended(lesson, db, n=3)
+    execute(db, "update tasks set max_attempts = 2 where id = %s", id)
+    for waits, child in enumerate(children):
+        finish(lesson, db, claim_one(lesson, db, child), str(2 * waits))
+        if waits == len(children) - 1:
+            break
+        execute(db, "update tasks set status = 'queued' where id = %s", id)  # it may look sooner
+        claim_one(lesson, db, id)
+        drop_workers(db)
+        assert take_back(lesson, db) == {id: "queued"}
+        with context(lesson, db, claim_one(lesson, db, id)) as ctx:
+            pending = [ctx.spawn(define(lesson).double, i) for i in range(3)]
+            with pytest.raises(lesson.event_log.Suspended):
+                ctx.gather(*pending)
+    assert claim_one(lesson, db, id).max_attempts == 2
+
+
 def test_a_death_after_suspensions_is_not_the_last_attempt(lesson, db):
     id, (child,) = suspended(lesson, db)
     finish(lesson, db, claim_one(lesson, db, child), "0")

@@ -143,6 +143,7 @@ class EventLog:
             lambda queries: list(queries.load_completions(task_id=task_id, after_completion=known))
         )
         for row in news:
+            check_error(self._fence, row.position, row.error)
             entry = self._entries[row.position - 1]
             entry.output, entry.error, entry.completion = row.output, row.error, row.completion
             self._completions = max(self._completions, row.completion or 0)

@@ -20,7 +20,7 @@ def take_back(queries: Querier) -> None:
 
 
 def cancel_orphans(queries: Querier) -> None:
-    while queries.cancel_orphans():  # their own children are next
+    while all_but_refused(queries.cancel_orphans):  # their own children are next
         pass
     queries.mark_swept()
 

@@ -35,21 +35,30 @@ class BuryWorkersRow:
     name: str
 
 
-CANCEL_ORPHANS = """-- name: cancel_orphans \\:execrows
+CANCEL_ORPHANS = """-- name: cancel_orphans \\:many
+with recursive ended (id, root) as (
+    select id, id from tasks where status = 'cancelled' and not swept
+    union all
+    select child.id, ended.root from ended
+    join tasks as child on child.parent_id = ended.id
+    where child.status in ('succeeded', 'failed')
+)
 update tasks
 set status = 'cancelled', error = null
 where id = any (array(
-    select child.id from tasks as parent
+    select child.id from ended
+    join tasks as root on root.id = ended.root
+    join tasks as parent on parent.id = ended.id
     join tasks as child on child.parent_id = parent.id
-    where child.parent_id = any (array(
-        select id from tasks where status = 'cancelled' and not swept
-    ))
-    and parent.status = 'cancelled' and not parent.swept
+    where child.parent_id = any (array(select id from ended))
+    and root.status = 'cancelled' and not root.swept
+    and parent.status in ('succeeded', 'failed', 'cancelled')
     and child.status in ('queued', 'running', 'waiting')
     order by child.id
-    limit 1000
-    for update of child, parent skip locked
+    limit :p2 offset :p1
+    for update of child, parent, root skip locked
 ))
+returning id
 """
 
 
@@ -482,7 +491,7 @@ where id = :p2 and attempt = :p3 and status = 'running'
 
 SUSPEND_TASK = """-- name: suspend_task \\:execrows
 update tasks
-set status = 'waiting', run_at = null, uncounted = uncounted + 1,
+set status = 'waiting', run_at = null, uncounted = attempt,
     awaits = cast(:p1 as int[]), wake_after = cast(:p2 as int)
 where id = :p3 and attempt = :p4 and status = 'running' and completions = :p5
 """
@@ -589,9 +598,10 @@ class Querier:
                 name=row[1],
             )
 
-    def cancel_orphans(self) -> int:
-        result = self._conn.execute(sqlalchemy.text(CANCEL_ORPHANS))
-        return result.rowcount
+    def cancel_orphans(self, *, skip: int, at_most: int) -> Iterator[int]:
+        result = self._conn.execute(sqlalchemy.text(CANCEL_ORPHANS), {"p1": skip, "p2": at_most})
+        for row in result:
+            yield row[0]
 
     def cancel_task(self, *, id: int) -> int:
         result = self._conn.execute(sqlalchemy.text(CANCEL_TASK), {"p1": id})
