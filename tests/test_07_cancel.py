@@ -182,7 +182,7 @@ def rows_read(lesson, db):
         plans = [
             connection.execute(f"explain (analyze, format json) {text}").fetchone()[0][0]["Plan"]
             for text in (
-                lesson.queries.CANCEL_ORPHANS.replace(":p1", "1000").replace(":p2", "0"),
+                lesson.queries.CANCEL_ORPHANS.replace(":p1", "0").replace(":p2", "1000"),
                 lesson.queries.MARK_SWEPT,
             )
         ]
