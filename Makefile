@@ -30,9 +30,10 @@ check: ## everything that must hold before a commit: linters, types, and the tex
 	@$(setup) check
 	@$(PYTHON) -m tools check $(ARGS)
 
-crash: ## list a lesson's commits; with AT=17, kill a worker at that one (WHEN=before: before it)
+crash: ## list a lesson's commits; AT=17 kills a worker at that one, WHEN=before before it; TASK=, INPUT=
 	@$(setup)
-	@$(PYTHON) -m faults.crash "$(or $(LESSON),$(last))" $(if $(AT),--at $(AT)) $(if $(WHEN),--when $(WHEN))
+	@$(PYTHON) -m faults.crash "$(or $(LESSON),$(last))" $(if $(AT),--at $(AT)) $(if $(WHEN),--when $(WHEN)) \
+		$(if $(TASK),--task $(TASK) --input '$(or $(INPUT),null)')
 
 race: ## list a lesson's races; RACE=zombie plays one, RACE=path/to/my.race one of your own
 	@$(setup)

@@ -2,8 +2,11 @@
 
 python -m faults.crash LESSON            lists the commits of the lesson's canonical workload
 python -m faults.crash LESSON --at 17    kills the worker there, and tells what became of it
+python -m faults.crash LESSON --task fulfil --input '{"id": 1, "items": ["pen"]}'
+                                         the same with one task of the lesson's app.py
 """
 
+import json
 import os
 import re
 import signal
@@ -126,6 +129,8 @@ class CrashTest(Watched):
         self._seen: list[tuple[str, ...]] = []
         self.struck_at: tuple[str, ...] = ()
         self.expected: dict[int, workloads.Expected] = {}
+        # Name and input of the one task to run, in place of the canonical workload.
+        self.only: tuple[str, Any] | None = None
 
     def prepare(self) -> None:
         """Let a worker run the workload undisturbed, and count its commits."""
@@ -133,6 +138,8 @@ class CrashTest(Watched):
         self.reset()
         self.run_victim(None, "after")
         self.commits = self._seen
+        if self.only:  # it must always come to what it has come to now
+            self.expected = {id: self._outcome(id) for id in self.expected}
 
     def reset(self) -> None:
         """Empty tables, and the workload enqueued."""
@@ -145,7 +152,11 @@ class CrashTest(Watched):
         names = sql.SQL(", ").join(sql.Identifier(name) for (name,) in tables)
         self.rows(sql.SQL("truncate {} restart identity").format(names))
         with self.db.engine.begin() as connection:
-            self.expected = workloads.enqueue(self.engine, self.number, connection)
+            if not self.only:
+                self.expected = workloads.enqueue(self.engine, self.number, connection)
+                return
+            id = self.engine.enqueue(connection, *self.only)
+        self.expected.setdefault(id, workloads.Expected(self.only[0], "not known yet"))
 
     def run_victim(self, at: int | None, when: When, fault: Fault = "kill") -> bool:
         """Let a worker run the workload, until it is struck at that commit; False: it never was.
@@ -251,7 +262,7 @@ class CrashTest(Watched):
             found.append(f"tasks that have not ended: {unended}, and only {stuck} may be stuck")
         for id in self.expected.keys() - lost - set(unended):
             found += self._differences(id, self.expected[id], rows[id])
-        if self.number >= 6:
+        if self.number >= 6 and not self.only:
             found += self._of_children(rows)
         return found + self._outside_violations()
 
@@ -261,16 +272,25 @@ class CrashTest(Watched):
         if row != wanted:
             found.append(f"task {id} has come to {row}, not to {wanted}")
         if self.number >= 4:
-            log = self.rows(
-                "select kind, name, output, error from event_log where task_id = %s"
-                " order by position",
-                id,
-            )
+            log = self._log(id)
             if [(kind, name) for kind, name, _, _ in log] != expected.log:
                 found.append(f"the log of task {id} holds {log}")
             if any(output is None and error is None for _, _, output, error in log):
                 found.append(f"the log of task {id} has an entry without an end: {log}")
         return found
+
+    def _outcome(self, id: int) -> workloads.Expected:
+        ((name, status, output),) = self.rows(
+            "select name, status, output from tasks where id = %s", id
+        )
+        log = self._log(id) if self.number >= 4 else []
+        return workloads.Expected(name, status, output, [(kind, name) for kind, name, *_ in log])
+
+    def _log(self, id: int) -> list[Any]:
+        return self.rows(
+            "select kind, name, output, error from event_log where task_id = %s order by position",
+            id,
+        )
 
     def _of_children(self, rows: dict[int, Any]) -> list[str]:
         children = self.rows(
@@ -311,8 +331,9 @@ def watched(lesson: Path, kind: type[W]) -> Generator[W]:
 
 
 @contextmanager
-def crash_test(lesson: Path) -> Generator[CrashTest]:
+def crash_test(lesson: Path, only: tuple[str, Any] | None = None) -> Generator[CrashTest]:
     with watched(lesson, CrashTest) as test:
+        test.only = only
         test.prepare()
         yield test
 
@@ -341,9 +362,9 @@ def tell_commits(test: CrashTest) -> None:
 
 
 def tell_workload(test: CrashTest) -> None:
-    scene(f"{test.db.lesson.name}: the canonical workload")
+    scene(f"{test.db.lesson.name}: the workload")
     for id, expected in test.expected.items():
-        what = workloads.TASKS[expected.name]
+        what = workloads.TASKS.get(expected.name, "in app.py")
         console.print(Text(f"  task {id}  {expected.name}: {what}"))
 
 
@@ -399,16 +420,20 @@ def told(statuses: dict[str, int]) -> str:
 @click.argument("lesson", callback=lesson_with_worker)
 @click.option("--at", type=click.IntRange(1), help="the number of the commit; without it, a list")
 @click.option("--when", type=click.Choice(["before", "after"]), default="after", show_default=True)
-def main(lesson: Path, at: int | None, when: When) -> None:
+@click.option("--task", help="of the lesson's app.py, in place of the canonical workload")
+@click.option("--input", default="null", help="the task's, as JSON")
+def main(lesson: Path, at: int | None, when: When, task: str | None, input: str) -> None:
     """Kill a worker of LESSON (06, or a directory such as work/06_mine) at a commit."""
     try:
-        with crash_test(lesson) as test:
+        with crash_test(lesson, (task, json.loads(input)) if task else None) as test:
             if at is None:
                 tell_commits(test)
             elif not tell_point(test, at, when):
                 sys.exit(1)
     except TimeoutError as error:
         raise click.ClickException(f"{error}; {PATIENCE}") from None
+    except ValueError as error:  # what is not JSON, or what `enqueue` refuses
+        raise click.UsageError(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from shared.processes import WorkerProcess, wait_until, within
 from shared.testing import task_row, waiting_for_a_lock
 
 MINUTE = timedelta(minutes=1)
+ALL = {"at_most": 1000, "skip": 0}  # of a statement that takes on several rows
 ENDED = ("succeeded", "failed", "cancelled")
 
 
@@ -155,10 +156,11 @@ def register(lesson, db, name="w", lease=MINUTE):
 
 def claim_tasks(queue, worker_id, at_most=1, of="default", limited=False):
     """The rows that ClaimTasks returns. Lesson 02 has no workers yet."""
-    worker = (
-        {"worker_id": worker_id} if "worker_id" in signature(queue.claim_tasks).parameters else {}
-    )
-    return list(queue.claim_tasks(queue=of, at_most=at_most, limited=limited, **worker))
+    known = signature(queue.claim_tasks).parameters
+    later = {
+        name: value for name, value in {"worker_id": worker_id, "skip": 0}.items() if name in known
+    }
+    return list(queue.claim_tasks(queue=of, at_most=at_most, limited=limited, **later))
 
 
 def claim(lesson, db, worker_id, at_most=1):
@@ -208,7 +210,7 @@ def take_back(lesson, db):
     """What any worker does in its upkeep: the ids of what was lost, and what has become of it."""
     with queries(lesson, db) as queue:
         list(queue.bury_workers(worker_id=0))
-        return {task.id: task.status for task in queue.take_back_tasks()}
+        return {task.id: task.status for task in queue.take_back_tasks(**ALL)}
 
 
 WRITES = {
@@ -542,7 +544,7 @@ def looks_before_and_locks_after(lesson, db, query, meanwhile):
             connection.exec_driver_sql(
                 "select set_config('search_path', current_schema() || ', pg_catalog', false)"
             )
-            tasks = list(getattr(lesson.queries.Querier(connection), query)())
+            tasks = list(getattr(lesson.queries.Querier(connection), query)(**ALL))
             connection.commit()
             return [task.id for task in tasks]
 

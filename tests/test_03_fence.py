@@ -9,6 +9,7 @@ import pytest
 from shared.processes import wait_until, within, worker_processes
 from shared.testing import task_row, wait_for_status
 from tests.helpers import (
+    ALL,
     ENDED,
     WRITES,
     claim,
@@ -101,7 +102,7 @@ def test_a_result_and_a_take_back_at_the_same_moment(lesson, db, order):
             assert task_row(db, id).status == "succeeded"
         else:
             list(queue.bury_workers(worker_id=0))
-            assert [task.id for task in queue.take_back_tasks()] == [id]
+            assert [task.id for task in queue.take_back_tasks(**ALL)] == [id]
 
             late = submitted(db, thread, finish, lesson, db, SimpleNamespace(id=id, attempt=1))
             one.commit()

@@ -12,6 +12,7 @@ from shared.testing import Lesson
 from tests.helpers import execute, register
 
 CLAIMED = 10
+FIRST_1000 = {"p1": 0, "p2": 1000}
 
 
 def explained(lesson: Lesson, db: Database, mode: Any) -> Any:
@@ -55,11 +56,13 @@ def test_the_queries_read_few_rows_in_a_big_table(lesson, db):
         " clock_timestamp() + interval '1 day', (status = 'succeeded')::int"
         " from generate_series(1, 100000), unnest(array['succeeded', 'waiting', 'queued']) status",
     )
-    execute(db, "update tasks set run_at = '-infinity' where status = 'waiting' and id <= 30")
+    ten = "where id in (select id from tasks where status = %s limit 10)"
+    execute(db, f"update tasks set run_at = '-infinity' {ten}", "waiting")
     execute(
         db,
         "update tasks set status = 'running', attempt = 1, worker_id = 0,"
-        " started_at = clock_timestamp() where status = 'queued' and id < 30",
+        f" started_at = clock_timestamp() {ten}",
+        "queued",
     )
     execute(db, "vacuum analyze tasks")
     all_of = lesson.queries
@@ -68,14 +71,14 @@ def test_the_queries_read_few_rows_in_a_big_table(lesson, db):
         (
             "claim",
             all_of.CLAIM_TASKS,
-            {"p1": worker, "p2": "default", "p3": False, "p4": 10},
+            {"p1": worker, "p2": "default", "p3": False, "p4": 0, "p5": 10},
         ),
-        ("wake", all_of.WAKE_TASKS, {}),
-        ("take back", all_of.TAKE_BACK_TASKS, {}),
+        ("wake", all_of.WAKE_TASKS, FIRST_1000),
+        ("take back", all_of.TAKE_BACK_TASKS, FIRST_1000),
         (
             "give back",
             all_of.GIVE_BACK_TASKS,
-            {"p1": worker, "p2": [], "p3": timedelta(minutes=1)},
+            {"p1": worker, "p2": [], "p3": timedelta(minutes=1), "p4": 0, "p5": 1000},
         ),
         ("count", all_of.COUNT_RUNNING, {"p1": "default"}),
         ("look", all_of.LOOK_FOR_WORK, {"p1": "default"}),
@@ -89,6 +92,7 @@ def test_the_queries_read_few_rows_in_a_big_table(lesson, db):
         assert "Seq Scan" not in scans, (name, scans)
         touched[name] = (max(rows_read(node) for node in nodes), buffers(plan))
     print(touched)
+    assert min(touched[name][0] for name in ("claim", "wake", "take back", "count")) == 10
     assert all(rows <= 40 for rows, _ in touched.values()), touched
     # Each changed row costs some pages of each of five indexes.
     assert all(pages < 2000 for _, pages in touched.values()), touched

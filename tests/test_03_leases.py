@@ -223,3 +223,24 @@ def test_a_loop_goes_on_after_an_error_of_the_database(lesson, db):
     with db.autocommit.connect() as connection:
         lesson.connection.keep_doing(work, connection, lambda: 0, until=ended)
     assert len(turns) == 2
+
+
+BAD_WORKERS = {
+    "lease: none": ({"lease": None}, "lease is a timedelta from 0:00:00.01"),
+    "lease: nothing": ({"lease": timedelta(0)}, "lease is a timedelta from 0:00:00.01"),
+    "lease: negative": ({"lease": timedelta(-1)}, "lease is a timedelta"),
+    "lease: a number": ({"lease": 10}, "lease is a timedelta"),
+    "grace: none": ({"grace": None}, "grace is a timedelta from 0 to"),
+    "name: none": ({"name": None}, "a worker is named with 1 to 100 printable characters"),
+    "name: empty": ({"name": ""}, "a worker is named with 1 to 100 printable characters"),
+    "name: NUL": ({"name": "a\0"}, "a worker is named with 1 to 100 printable characters"),
+    "name: half a surrogate": ({"name": "\ud800"}, "a worker is named with 1 to 100 printable"),
+    "name: too long": ({"name": "x" * 101}, "a worker is named with 1 to 100 printable characters"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_WORKERS)
+def test_a_worker_that_could_not_live_is_refused(lesson, db, bad):
+    options, why = BAD_WORKERS[bad]
+    with pytest.raises(lesson.inputs.BadInput, match=why):
+        lesson.worker.Worker(db, **{"name": "w", **options})

@@ -16,7 +16,7 @@ from hypothesis.stateful import (
 )
 from psycopg import sql
 
-from tests.helpers import claim_tasks, revive
+from tests.helpers import ALL, claim_tasks, revive
 from tests.model import LIVE, TERMINAL, profile
 
 RUNS = st.tuples(  # a task in one of these statuses, and how many attempts ago
@@ -251,7 +251,7 @@ class Queue(RuleBasedStateMachine):
     @rule(data=st.data())
     def wake(self, data):
         with self.locked(data, "tasks", self.tasks) as passed_over:
-            woken = self.queue.wake_tasks()
+            woken = len(list(self.queue.wake_tasks(**ALL)))
         due = [
             task
             for id, task in self.tasks.items()
@@ -273,7 +273,7 @@ class Queue(RuleBasedStateMachine):
     @rule(data=st.data())
     def take_back(self, data):
         with self.locked(data, "tasks", self.tasks) as passed_over:
-            taken = {row.id: (row.status, row.attempt) for row in self.queue.take_back_tasks()}
+            taken = {row.id: (row.status, row.attempt) for row in self.queue.take_back_tasks(**ALL)}
         expected = {}
         for id, task in self.tasks.items():
             timed_out = task.timeout is not None and task.started_at + task.timeout <= self.now
@@ -296,7 +296,7 @@ class Queue(RuleBasedStateMachine):
                           if self.tasks else st.just([]))  # fmt: skip
         running = [f"{known_id}/{self.tasks[known_id].attempt}" for known_id in known]
         given_back = self.queue.give_back_tasks(
-            worker_id=id, running=running, older_than=hours(older_than)
+            worker_id=id, running=running, older_than=hours(older_than), **ALL
         )
         lost = [
             task

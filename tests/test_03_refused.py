@@ -12,7 +12,7 @@ from psycopg.conninfo import make_conninfo
 
 from shared.processes import wait_until, within
 from shared.testing import task_row, wait_for_status, working
-from tests.helpers import ENDED, REFUSALS, count, enqueue, execute, hurry, refusing, several
+from tests.helpers import ENDED, REFUSALS, count, enqueue, execute, hurry, id_of, refusing, several
 
 PAID = "new.name = 'pay' and new.status = 'succeeded'"
 
@@ -218,3 +218,53 @@ def test_a_mistake_in_somebodys_trigger_is_not_hopeless(lesson, db, sqlstate):
 
 def pay(_):
     return None
+
+
+def test_one_task_that_is_refused_does_not_keep_the_others_from_being_claimed(lesson, db):
+    """The first in the queue, and one in its midst; also within a limit, in the right order."""
+    for queue, limit in (("default", None), ("limited", 1)):
+        if limit:
+            with db.autocommit.connect() as connection:
+                lesson.claim.limit_queue(connection, queue, limit)
+        bad = [enqueue(lesson, db, queue=queue, priority=n) for n in (9, 5)]
+        low = several(lesson, db, 30, queue=queue)
+        high = several(lesson, db, 30, queue=queue, priority=7)
+        refuse = f"new.id in ({bad[0]}, {bad[1]}) and new.status = 'running'"
+        with refusing(db, "tasks", refuse):
+            with working(lesson.worker.Worker(db, "w", queue=queue, slots=4)):
+                for id in low:
+                    assert wait_for_status(db, id, *ENDED).status == "succeeded"
+            assert {task_row(db, id).status for id in bad} == {"queued"}
+        started = [task_row(db, id).started_at for id in [*high, *low]]
+        assert max(started[:30]) < min(started[30:])
+        with working(lesson.worker.Worker(db, "w", queue=queue)):
+            for id in bad:
+                assert wait_for_status(db, id, *ENDED).attempt == 1
+
+
+def test_one_task_that_is_refused_does_not_keep_the_chores_from_the_others(lesson, db):
+    """A CHECK that came later, and that old rows violate: whatever changes them is refused."""
+    hurry(lesson, upkeep=0.05)
+    ids = several(lesson, db, 6, queue="elsewhere")
+    bad_wait, bad_lost, bad_mine, waits, lost, mine = ids
+    worker = lesson.worker.Worker(db, "w", lease=timedelta(seconds=within(1)))
+    with working(worker):
+        wait_until(lambda: worker.lease.worker_id, "it has registered")
+        with db.connect() as connection:
+            connection.execute(
+                "update tasks set status = 'waiting', run_at = now() where id = any (%s)",
+                ([bad_wait, waits],),
+            )
+            for worker_id, runs in ((0, [bad_lost, lost]), (id_of(worker), [bad_mine, mine])):
+                connection.execute(
+                    "update tasks set status = 'running', worker_id = %s, attempt = 1,"
+                    " started_at = now() - interval '1 day' where id = any (%s)",
+                    (worker_id, runs),
+                )
+            connection.execute("update tasks set priority = 7 where id = any (%s)", (ids[:3],))
+            connection.execute("alter table tasks add check (priority < 7) not valid")
+            connection.commit()
+        for id in (waits, lost, mine):
+            wait_for_status(db, id, "queued")
+        bad = [task_row(db, id).status for id in (bad_wait, bad_lost, bad_mine)]
+        assert bad == ["waiting", "running", "running"]

@@ -185,15 +185,15 @@ def test_what_the_function_raises_ends_that_attempt_alone(lesson, db, raised, wa
     assert len(task.error) <= 10_000
 
 
-def test_an_output_that_is_not_json_fails_the_attempt(lesson, db):
+def test_an_output_that_is_not_json_fails_the_task_at_once(lesson, db):
     @lesson.tasks.task
     def odd(_):
         return {1, 2}
 
-    id = enqueue(lesson, db, "odd", max_attempts=1)
+    id = enqueue(lesson, db, "odd")
     with working(lesson.worker.Worker(db, "w")):
         task = wait_for_status(db, id, *ENDED)
-    assert task.status == "failed"
+    assert (task.status, task.attempt) == ("failed", 1)
     assert "not JSON" in task.error
 
 

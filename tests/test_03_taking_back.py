@@ -11,6 +11,7 @@ import pytest
 from shared.processes import WorkerProcess, wait_until, within, worker_processes
 from shared.testing import task_row, wait_for_status, working
 from tests.helpers import (
+    ALL,
     ENDED,
     MINUTE,
     WRITES,
@@ -57,7 +58,7 @@ def test_two_that_take_back_at_once_do_it_once(lesson, db):
             mine = []
             for _ in range(rounds):
                 together.wait()
-                mine += [(task.id, task.attempt) for task in queue.take_back_tasks()]
+                mine += [(task.id, task.attempt) for task in queue.take_back_tasks(**ALL)]
                 together.wait()
             return mine
 
@@ -202,7 +203,9 @@ def test_a_claim_whose_answer_was_lost_is_taken_back_and_no_other(lesson, db):
     )
     with queries(lesson, db) as queue:
         given_back = list(
-            queue.give_back_tasks(worker_id=worker, running=[f"{known}/1"], older_than=MINUTE)
+            queue.give_back_tasks(
+                worker_id=worker, running=[f"{known}/1"], older_than=MINUTE, **ALL
+            )
         )
     assert [(task.id, task.attempt) for task in given_back] == [(lost, 1)]
     assert [task_row(db, id).status for id in ids] == ["queued", "running", "running", "running"]
@@ -218,7 +221,9 @@ def test_a_claim_whose_answer_was_lost_is_taken_back_beside_an_older_attempt(les
     assert claim(lesson, db, worker) == [(id, 2)]
     with queries(lesson, db) as queue:
         given_back = list(
-            queue.give_back_tasks(worker_id=worker, running=[f"{id}/1"], older_than=timedelta(0))
+            queue.give_back_tasks(
+                worker_id=worker, running=[f"{id}/1"], older_than=timedelta(0), **ALL
+            )
         )
     assert [task.attempt for task in given_back] == [2]
     assert task_row(db, id).status == "queued"
@@ -229,7 +234,9 @@ def test_a_row_that_somebody_holds_keeps_no_other_from_being_given_back(lesson, 
     claim(lesson, db, worker, at_most=2)
     with db.connect() as holder, queries(lesson, db) as queue:
         holder.execute("select from tasks where id = %s for update", (ids[0],))
-        given_back = queue.give_back_tasks(worker_id=worker, running=[], older_than=timedelta(0))
+        given_back = queue.give_back_tasks(
+            worker_id=worker, running=[], older_than=timedelta(0), **ALL
+        )
         assert [task.id for task in given_back] == [ids[1]]
 
 

@@ -288,3 +288,26 @@ def test_ten_steps_cost_twelve_statements_and_their_replay_three(lesson, db):
             assert len(statements) <= most, statements
             assert task_row(db, id).output == list(range(10))
             execute(db, "update tasks set status = 'queued', output = null where id = %s", id)
+
+
+@pytest.mark.parametrize(
+    "error",
+    ['"no"', "{}", '[]', '{"type": "E", "error": "no", "final": false}',
+     '{"type": "E", "error": 7, "traceback": "", "final": true}',
+     '{"type": "E", "error": "no", "traceback": "", "final": "yes"}'],
+)  # fmt: skip
+def test_an_error_that_was_edited_by_hand_fails_its_task_at_once(lesson, db, error):
+    calls = []
+
+    def pay(_key):
+        calls.append(1)
+
+    program(lesson, lambda ctx, _input: ctx.step(pay))
+    id = enqueue(lesson, db, "program")
+    with attempt(lesson, db, id) as (_, queue):
+        record(queue, id, 1, output=None, error=error)
+    row = run_once(lesson, db, id)
+    assert (row.status, row.attempt, calls) == ("failed", 2, [])
+    assert (
+        f"the error at position 1 of the log of task {id} is not as a run records it" in row.error
+    )

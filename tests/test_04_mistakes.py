@@ -219,3 +219,25 @@ def test_a_plain_task_can_ask_for_its_key(lesson, db):
     run_once(lesson, db, enqueue(lesson, db, "charge", 1))
     assert keys[0] == keys[1] == str(task_row(db, first).log_id)
     assert keys[2] != keys[0]
+
+
+def test_a_durable_function_that_returns_its_context_fails_at_once(lesson, db):
+    program(lesson, lambda ctx, _input: ctx)
+    row = run_once(lesson, db, enqueue(lesson, db, "program"))
+    assert (row.status, row.attempt) == ("failed", 1)
+    assert "not JSON: a value of type Context: it is for this run alone" in row.error
+
+
+def test_the_key_of_a_task_is_known_only_in_its_function(lesson, db):
+    """A thread that it starts has none either: once, and with a sentence."""
+    with pytest.raises(lesson.tasks.NonRetryableError, match="while a worker runs it"):
+        lesson.tasks.task_key()
+
+    @lesson.tasks.task
+    def in_a_thread(_):
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(lesson.tasks.task_key).result()
+
+    row = run_once(lesson, db, enqueue(lesson, db, "in_a_thread"))
+    assert (row.status, row.attempt) == ("failed", 1)
+    assert "hand the key over" in row.error

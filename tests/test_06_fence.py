@@ -8,6 +8,7 @@ import pytest
 from shared.processes import wait_until, within, worker_processes
 from shared.testing import task_row, wait_for_status
 from tests.helpers import (
+    ALL,
     MINUTE,
     OPTIONS,
     announce,
@@ -117,7 +118,7 @@ def test_a_write_waits_for_who_is_just_taking_the_task_away(lesson, db, write):
     before = log_of(db, id), statuses(db).total()
     with ThreadPoolExecutor(1) as thread, db.engine.connect() as connection:
         drop_workers(db)
-        (lost,) = lesson.queries.Querier(connection).take_back_tasks()  # not committed yet
+        (lost,) = lesson.queries.Querier(connection).take_back_tasks(**ALL)  # not committed yet
         assert lost.id == id
 
         def late_write():

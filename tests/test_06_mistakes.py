@@ -13,10 +13,12 @@ from tests.helpers import (
     define,
     enqueue,
     execute,
+    fail,
     log_of,
     new_task,
     program,
     run_once,
+    suspended,
 )
 
 
@@ -174,3 +176,20 @@ def test_waits_and_options_are_not_compared(lesson, db, edit):
     assert [(entry.kind, entry.name, entry.input) for entry in log_of(db, id)] == [
         (entry.kind, entry.name, entry.input) for entry in log
     ]
+
+
+def test_a_durable_function_that_returns_what_spawn_returns_fails_at_once(lesson, db):
+    double = define(lesson).double
+    program(lesson, lambda ctx, _input: ctx.spawn(double, 1))
+    row = run_once(lesson, db, enqueue(lesson, db, "program", priority=1))
+    assert (row.status, row.attempt) == ("failed", 1)
+    assert "ctx.result(...) waits for what the child returns" in row.error
+
+
+def test_the_end_of_a_child_that_was_edited_by_hand_fails_its_parent_at_once(lesson, db):
+    id, (child,) = suspended(lesson, db)
+    fail(lesson, db, child)
+    execute(db, "update event_log set error = '{}' where task_id = %s", id)
+    row = run_once(lesson, db, id)
+    assert (row.status, row.attempt) == ("failed", 2)
+    assert f"the error at position 1 of the log of task {id} is not as" in row.error

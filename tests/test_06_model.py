@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 
 from shared.processes import wait_until, within
 from shared.testing import Lesson, working
-from tests.helpers import hurry
+from tests.helpers import ALL, hurry
 from tests.model import TERMINAL, profile
 from tests.programs import PROGRAMS, Expected, define_program, interpret
 
@@ -215,19 +215,19 @@ class Durable(RuleBasedStateMachine):
         queue = self.world.queue
         if hasattr(queue, "cancel_orphans"):
             self.world.lesson.upkeep.cancel_orphans(queue)
-        list(queue.take_back_tasks())
+        list(queue.take_back_tasks(**ALL))
         ids = {worker.name: worker.id for worker in queue.list_workers()}
         for puppet in self.puppets:
             if puppet.idle:
                 list(
                     queue.give_back_tasks(
-                        worker_id=ids[puppet.name], running=[], older_than=timedelta(0)
+                        worker_id=ids[puppet.name], running=[], older_than=timedelta(0), **ALL
                     )
                 )
 
     def time_passes(self) -> None:
         self.world.look.execute("update tasks set run_at = run_at - interval '1 day'")
-        self.world.queue.wake_tasks()
+        list(self.world.queue.wake_tasks(**ALL))
 
     # People
 

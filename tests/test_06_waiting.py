@@ -11,6 +11,7 @@ import pytest
 from shared.processes import wait_until, within
 from shared.testing import task_row, wait_for_status, working
 from tests.helpers import (
+    ALL,
     ENDED,
     claim_one,
     context,
@@ -254,12 +255,12 @@ def test_what_waits_for_children_is_not_woken_by_the_clock(lesson, db):
     define(lesson)
     id = enqueue(lesson, db, "run_double", 1, delay=timedelta(0))
     with queries(lesson, db) as queue:
-        assert queue.wake_tasks() == 1
+        assert len(list(queue.wake_tasks(**ALL))) == 1
     task = claim_one(lesson, db, id)
     with context(lesson, db, task) as ctx, pytest.raises(lesson.event_log.Suspended):
         ctx.run(define(lesson).double, 1)
     with queries(lesson, db) as queue:
-        assert queue.wake_tasks() == 0
+        assert list(queue.wake_tasks(**ALL)) == []
     assert task_row(db, id).status == "waiting"
 
 
@@ -280,6 +281,25 @@ def test_suspensions_do_not_use_up_attempts(lesson, db):
         row = wait_for_status(db, id, *ENDED)
     assert (row.status, row.output) == ("succeeded", [0, 2, 4, 6, 8, 10])
     assert row.attempt - row.uncounted == 2
+
+
+def test_deaths_before_a_wait_do_not_count_after_it(lesson, db):
+    """max_attempts bounds what goes wrong without progress, however long a task lives."""
+    id, children = suspended(lesson, db, n=3)
+    execute(db, "update tasks set max_attempts = 2 where id = %s", id)
+    for waits, child in enumerate(children):
+        finish(lesson, db, claim_one(lesson, db, child), str(2 * waits))
+        if waits == len(children) - 1:
+            break
+        execute(db, "update tasks set status = 'queued' where id = %s", id)  # it may look sooner
+        claim_one(lesson, db, id)
+        drop_workers(db)
+        assert take_back(lesson, db) == {id: "queued"}
+        with context(lesson, db, claim_one(lesson, db, id)) as ctx:
+            pending = [ctx.spawn(define(lesson).double, i) for i in range(3)]
+            with pytest.raises(lesson.event_log.Suspended):
+                ctx.gather(*pending)
+    assert claim_one(lesson, db, id).max_attempts == 2
 
 
 def test_a_death_after_suspensions_is_not_the_last_attempt(lesson, db):

@@ -11,6 +11,7 @@ from sqlalchemy.exc import OperationalError
 from shared.processes import wait_until, within
 from shared.testing import task_row, working
 from tests.helpers import (
+    ALL,
     ENDED,
     by_hand,
     claim_one,
@@ -22,7 +23,9 @@ from tests.helpers import (
     finish,
     hurry,
     in_threads,
+    log_of,
     queries,
+    several,
     spawn,
     statuses,
     suspended,
@@ -42,7 +45,7 @@ def test_a_cancelled_task_takes_its_children_and_theirs_along(lesson, db):
     grandchild = claim_one(lesson, db)
     with queries(lesson, db) as queue:
         assert queue.cancel_task(id=id) == 1
-        while queue.cancel_orphans():
+        while list(queue.cancel_orphans(**ALL)):
             pass
     assert statuses(db) == {"cancelled": 3}
     assert finish(lesson, db, grandchild) == 0, "its result comes too late"
@@ -54,10 +57,10 @@ def test_cancelling_orphans_waits_for_nobody(lesson, db):
     with db.connect() as holder, queries(lesson, db) as queue:
         queue.cancel_task(id=id)
         holder.execute("select from tasks where id = %s for update", (children[0],))
-        assert queue.cancel_orphans() == 2
-        assert queue.cancel_orphans() == 0
+        assert len(list(queue.cancel_orphans(**ALL))) == 2
+        assert len(list(queue.cancel_orphans(**ALL))) == 0
         holder.rollback()
-        assert queue.cancel_orphans() == 1
+        assert len(list(queue.cancel_orphans(**ALL))) == 1
 
 
 def test_a_worker_cancels_orphans_in_its_upkeep(lesson, db):
@@ -96,6 +99,15 @@ def test_what_has_ended_cannot_be_cancelled(lesson, db, end):
         assert before.status == end
         assert queue.cancel_task(id=id) == 0
     assert task_row(db, id) == before
+
+
+def test_a_parent_hears_that_its_child_was_cancelled(lesson, db):
+    id, (child,) = suspended(lesson, db)
+    with queries(lesson, db) as queue:
+        assert queue.cancel_task(id=child) == 1
+    (entry,) = log_of(db, id)
+    assert (entry.error["type"], entry.completion) == ("Cancelled", 1)
+    assert task_row(db, id).status == "queued"
 
 
 # Locks
@@ -179,7 +191,10 @@ def rows_read(lesson, db):
         connection.execute("set local track_counts = on")
         plans = [
             connection.execute(f"explain (analyze, format json) {text}").fetchone()[0][0]["Plan"]
-            for text in (lesson.queries.CANCEL_ORPHANS, lesson.queries.MARK_SWEPT)
+            for text in (
+                lesson.queries.CANCEL_ORPHANS.replace(":p1", "0").replace(":p2", "1000"),
+                lesson.queries.MARK_SWEPT,
+            )
         ]
 
     def scanned(plan):
@@ -283,3 +298,48 @@ def test_nothing_deadlocks_while_everything_ends_at_once(lesson, db, caplog):
     deadlocks += [r.getMessage() for r in caplog.records if "deadlock" in r.getMessage()]
     assert deadlocks == []
     assert execute(db, "select count(*) > 100 from tasks") == [(True,)]
+
+
+@pytest.mark.parametrize("ended", ["succeeded", "failed"])
+def test_what_lives_below_a_child_that_has_ended_is_cancelled_too(lesson, db, ended):
+    """Three levels down, through two that ended by themselves; but nothing of another tree."""
+    root, child, grandchild, living, other = several(lesson, db, 5)
+    for parent, below in ((root, child), (child, grandchild), (grandchild, living)):
+        execute(
+            db, "update tasks set parent_id = %s, parent_position = 1 where id = %s", parent, below
+        )
+    execute(
+        db,
+        "update tasks set status = %s, attempt = 1, error = %s, output = %s where id = any (%s)",
+        ended,
+        "E: no" if ended == "failed" else None,
+        "1" if ended == "succeeded" else None,
+        [child, grandchild],
+    )
+    by_hand(lesson, db, "cancel", root)
+    with queries(lesson, db) as queue:
+        lesson.upkeep.cancel_orphans(queue)
+    assert task_row(db, living).status == "cancelled"
+    assert task_row(db, other).status == "queued"
+    assert task_row(db, root).swept
+
+
+def test_a_cancelled_task_is_not_swept_while_anything_below_it_is_alive(lesson, db):
+    root, child, living = several(lesson, db, 3)
+    execute(db, "update tasks set parent_id = id - 1, parent_position = 1 where id > %s", root)
+    execute(db, "update tasks set status = 'failed', attempt = 1, error = 'E' where id = %s", child)
+    by_hand(lesson, db, "cancel", root)
+    with db.connect() as holder, queries(lesson, db) as queue:
+        holder.execute("select from tasks where id = %s for update", (living,))
+        lesson.upkeep.cancel_orphans(queue)
+        assert not task_row(db, root).swept
+        holder.rollback()
+        lesson.upkeep.cancel_orphans(queue)
+    assert task_row(db, living).status == "cancelled"
+
+
+@pytest.mark.parametrize("verb", ["cancel", "retry", "replay"])
+@pytest.mark.parametrize("id", ["7", None, 1.0, True, 0, 2**63])
+def test_what_is_no_id_is_refused(lesson, db, verb, id):
+    with pytest.raises(lesson.inputs.BadInput, match="a task's id is a whole number"):
+        by_hand(lesson, db, verb, id)

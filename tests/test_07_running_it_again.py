@@ -16,11 +16,13 @@ from tests.helpers import (
     drop_workers,
     enqueue,
     execute,
+    fail,
     finish,
     log_of,
     only,
     queries,
     statuses,
+    submitted,
     suspended,
     take_back,
 )
@@ -37,6 +39,51 @@ def stocked(lesson):
         return item
 
     return take, stock
+
+
+def test_what_a_retry_looks_at(lesson, db):
+    """Failed children, and theirs; not one from whose failure the function has gone on."""
+    define(lesson)
+    top = enqueue(lesson, db, "run_run_double", 1)
+    with context(lesson, db, claim_one(lesson, db, top)) as ctx:
+        for name in ("run_double", "double", "refuse"):
+            ctx.spawn(getattr(lesson.defined, name), 1)
+    middle, succeeded, settled = only(db, "run_double"), only(db, "double"), only(db, "refuse")
+    with context(lesson, db, claim_one(lesson, db, middle)) as ctx:
+        ctx.spawn(lesson.defined.double, 1)
+    assert finish(lesson, db, claim_one(lesson, db, succeeded)) == 1
+    fail(lesson, db, settled)
+    execute(db, "update event_log set settled = true where child_id = %s", settled)
+    ((bottom,),) = execute(db, "select id from tasks where parent_id = %s", middle)
+    fail(lesson, db, bottom)
+    for id in (middle, top):
+        execute(db, "update tasks set status = 'failed', error = 'E: no' where id = %s", id)
+    with queries(lesson, db) as queue:
+        found = [(task.id, task.of, task.status) for task in queue.list_retried(id=top)]
+        tree = [(bottom, middle, "failed"), (middle, top, "failed"), (top, None, "failed")]
+        assert found == tree
+        execute(db, "delete from tasks where id = %s", bottom)
+        found = [(task.id, task.of, task.status) for task in queue.list_retried(id=top)]
+    assert sorted(found) == sorted([(bottom, middle, None), *tree[1:]])
+
+
+def test_rows_are_locked_children_first(lesson, db):
+    """Whoever waits for a child holds no parent yet."""
+    id, (child,) = suspended(lesson, db)
+
+    def lock():
+        with db.engine.begin() as connection:
+            lesson.queries.Querier(connection).lock_tasks(ids=[id, child])
+
+    with ThreadPoolExecutor(1) as thread, db.connect() as holder:
+        holder.execute("select from tasks where id = %s for update", (child,))
+        both = submitted(db, thread, lock)
+        assert not both.done()
+        free = "select id from tasks order by id for update skip locked"
+        with db.connect() as other:
+            assert other.execute(free).fetchall() == [(id,)]
+        holder.rollback()
+        both.result(timeout=within(20))
 
 
 def test_a_retry_keeps_the_log_and_retries_the_failed_child(lesson, db):

@@ -6,7 +6,7 @@ Here for lessons 01 and 03 and the last one; `make faults` does it for all of th
 import psycopg
 import pytest
 
-from faults import report, witness
+from faults import report, witness, workloads
 from faults.crash import crash_test, every_point
 from faults.proxy import Proxy, writes
 from shared.lessons import find, number
@@ -51,6 +51,18 @@ def test_the_commits_that_the_lessons_name(crash, at, statement, change):
     number, name, changes = lines[at - 1].split(maxsplit=2)
     assert (number, name) == (str(at), statement)
     assert change in changes
+
+
+def test_one_order_in_place_of_the_workload(postgres):  # noqa: ARG001  held for the whole session
+    """The list of lesson 06, and a kill at two of its lines."""
+    with crash_test(CHILDREN, ("fulfil", {"id": 1, "items": ["book", "pen"]})) as test:
+        tenth = test.commits_since_reset()[9]
+        assert tenth.endswith("-> pen reserved; task 1 fulfil: waiting -> queued")
+        points = [test.point(6, "after"), test.point(10, "before")]
+        assert [(point.at, point.violations) for point in points] == [(6, []), (10, [])]
+        assert [point.ran_twice for point in points] == [0, 1]
+        test.expected[1] = workloads.Expected("fulfil", "failed")
+        assert "task 1 has come to" in str(test.point(6, "after").violations)
 
 
 @pytest.mark.parametrize("path", [LAST], ids=lambda path: path.name)

@@ -31,15 +31,19 @@ def check_number(what: str, number: int, least: int, most: int) -> None:
         raise BadInput(f"{what} is a whole number from {least:,} to {most:,}, not {number!r}")
 
 
-def check_duration(what: str, duration: object) -> None:
+def check_duration(what: str, duration: object, least: timedelta = timedelta(0)) -> None:
     """BadInput for no duration at all, and for one that leads to a year that Python cannot read."""
-    if duration is None or (
-        isinstance(duration, timedelta) and timedelta(0) <= duration <= MAX_DURATION
-    ):
-        return
-    raise BadInput(
-        f"{what} is a timedelta from 0 to {MAX_DURATION.days:,} days, not {duration!r:.50}"
-    )
+    if not (isinstance(duration, timedelta) and least <= duration <= MAX_DURATION):
+        raise BadInput(
+            f"{what} is a timedelta from {least or 0} to {MAX_DURATION.days:,} days, "
+            f"not {duration!r:.50}"
+        )
+
+
+def check_name(name: object) -> None:
+    """BadInput for a worker's name that could not be stored, or read in a line of the log."""
+    if not (isinstance(name, str) and name.isprintable() and 1 <= len(name) <= 100):
+        raise BadInput(f"a worker is named with 1 to 100 printable characters, not {name!r:.50}")
 
 
 def check_key(key: object) -> None:

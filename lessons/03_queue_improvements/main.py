@@ -58,13 +58,13 @@ def zombie_without_a_fence(db: Database) -> None:
         for name in ("slow", "quick"):
             worker_id = queue.register_worker(name=name, lease=timedelta(0)) or 0
             for task in queue.claim_tasks(
-                worker_id=worker_id, queue="default", at_most=1, limited=False
+                worker_id=worker_id, queue="default", at_most=1, skip=0, limited=False
             ):
                 say(f"worker {name} claims the task: attempt {task.attempt}")
             if name == "slow":
                 say("worker slow stands still for longer than its lease, and is taken for dead")
                 list(queue.bury_workers(worker_id=0))
-                list(queue.take_back_tasks())
+                list(queue.take_back_tasks(at_most=1, skip=0))
         slow = connection.execute(sa.text(NO_FENCE), {"id": id, "output": '"slow"'}).rowcount
         say(f"worker slow wakes up and stores its result: {slow} row changed")
         quick = connection.execute(sa.text(NO_FENCE), {"id": id, "output": '"quick"'}).rowcount
@@ -104,7 +104,7 @@ def poison(db: Database) -> None:
         worker_id = queue.register_worker(name="naive", lease=timedelta(minutes=1)) or 0
         for _ in range(100):
             for task in queue.claim_tasks(
-                worker_id=worker_id, queue="default", at_most=1, limited=False
+                worker_id=worker_id, queue="default", at_most=1, skip=0, limited=False
             ):
                 connection.execute(sa.text(PUT_BACK), {"id": task.id})
     say(f"100 claims: {get(db, bad).attempt} of the poison task, and the one behind it is queued")
@@ -184,7 +184,8 @@ def graceful_stop(db: Database) -> None:
         worker.stop()
     say(f"SIGTERM; the task of 2 s, which is longer than the lease: {status(db, short)}")
     with db.autocommit.connect() as connection:
-        list(Querier(connection).take_back_tasks())  # any other worker does so at once
+        # Any other worker does so at once.
+        list(Querier(connection).take_back_tasks(at_most=2, skip=0))
     say(f"the task of 60 s, abandoned after the grace period of 2.5 s: {status(db, long)}")
     check(status(db, short) == "succeeded", "while it drained, nobody took the worker for dead")
     check(status(db, long) == "queued", "what it could not finish is there for another worker")

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from db.queries import ClaimTasksRow, Querier
 from fence import Fence, Hopeless, Interrupted
-from inputs import Json, describe, to_json
+from inputs import BadInput, Json, describe, to_json
 from tasks import NonRetryableError, registry
 from timing import Timing
 
@@ -48,10 +48,18 @@ def run_task(connection: sa.Connection, task: ClaimTasksRow, timing: Timing) -> 
 
 def outcome_of(task: ClaimTasksRow, timing: Timing) -> Succeeded | Failed | Again:
     try:
-        return Succeeded(to_json(call(task.name, json.loads(task.input))))
+        return ended_with(call(task.name, json.loads(task.input)))
     # Also sys.exit(), and what asyncio raises when it is cancelled: a task takes no slot along.
     except BaseException as error:
         return failure(task, timing, error)
+
+
+def ended_with(output: Json) -> Succeeded | Failed:
+    """What is no JSON will be none in the next attempt either."""
+    try:
+        return Succeeded(to_json(output))
+    except BadInput as error:
+        return Failed(describe(error))
 
 
 def failure(task: ClaimTasksRow, timing: Timing, error: BaseException) -> Failed | Again:

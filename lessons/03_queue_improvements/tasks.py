@@ -75,7 +75,8 @@ def enqueue(
         known = ", ".join(sorted(registry)) or "none; import the module with the tasks"
         raise BadInput(f"there is no task {name!r}; registered: {known}")
     chosen = check_options(**options)
-    check_duration("delay", delay)
+    if delay is not None:
+        check_duration("delay", delay)
     check_key(idempotency_key)
     queries = Querier(connection)
     task_id = queries.enqueue_task(
@@ -108,5 +109,6 @@ def check_options(
     check_queue(queue)
     check_number("priority", priority, -MAX_INT, MAX_INT)
     check_number("max_attempts", max_attempts, 1, MAX_INT)
-    check_duration("timeout", timeout)
+    if timeout is not None:
+        check_duration("timeout", timeout)
     return TaskOptions(queue=queue, priority=priority, max_attempts=max_attempts, timeout=timeout)

@@ -2,10 +2,11 @@
 
 import logging
 from datetime import timedelta
+from functools import partial
 
 from sqlalchemy.exc import DBAPIError
 
-from connection import reason
+from connection import all_but_refused, reason
 from db.queries import Querier
 from shared.database import Database
 
@@ -36,11 +37,13 @@ class Lease:
         self, queries: Querier, running: set[tuple[int, int]], older_than: timedelta
     ) -> None:
         """running: task and attempt, of all that the worker runs."""
-        for task in queries.give_back_tasks(
+        give_back = partial(
+            queries.give_back_tasks,
             worker_id=self.worker_id,
             running=[f"{id}/{attempt}" for id, attempt in running],
             older_than=older_than,
-        ):
+        )
+        for task in all_but_refused(give_back):
             log.warning("task %d, attempt %d: given back", task.id, task.attempt)
 
     def end(self, db: Database, running: set[tuple[int, int]]) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from threading import Event
 from typing import TypeVar
 
@@ -14,6 +14,7 @@ from db.queries import Querier
 QUIET_SECONDS = 10
 HOPELESS = ("22021", "22P02", "22P05", "54000", "54001")
 MAX_REFUSALS = 7  # with the pauses between them, about 6 s
+MAX_PASSED_OVER = 100
 
 log = logging.getLogger("worker")
 T = TypeVar("T")
@@ -85,6 +86,40 @@ def repeat(connection: sa.Connection, statement: Callable[[Querier], T]) -> T:
             if hopeless(error) or refusals == MAX_REFUSALS:
                 raise
             reconnect(connection, error, next(pause))
+
+
+def all_but_refused(statement: Callable[..., Iterable[T]], at_most: int = 1000) -> list[T]:
+    """What the statement returns. It changes at_most rows, but for so many to skip at the head.
+
+    One row that is refused, by somebody's trigger or by a CHECK that came later, has the whole
+    statement refused. Then the rows are changed one by one, and those that are refused passed over.
+    Raises the error if nothing could be changed.
+    """
+    try:
+        return list(statement(at_most=at_most, skip=0))
+    except DBAPIError as error:
+        if unreachable(error):
+            raise
+        list(
+            statement(at_most=0, skip=0)
+        )  # if no row at all is refused too, it is not because of a row
+        complain(error)
+        changed: list[T] = []
+        skip = 0
+        while len(changed) < at_most and skip < MAX_PASSED_OVER:
+            try:
+                found = list(statement(at_most=1, skip=skip))
+            except DBAPIError as again:
+                if unreachable(again):
+                    raise
+                skip += 1
+                continue
+            if not found:
+                break
+            changed += found
+        if not changed:
+            raise
+        return changed
 
 
 def unreachable(error: DBAPIError) -> bool:

@@ -4,7 +4,7 @@ import json
 import threading
 
 from db.queries import LoadLogRow, Querier
-from errors import FinalBadInput, StepInStep
+from errors import ERROR_KEYS, FinalBadInput, StepInStep, is_error_entry
 from fence import Fence, Hopeless
 from inputs import Json, to_json
 from nondeterminism import mismatch
@@ -32,7 +32,7 @@ class EventLog:
         if fence.task.attempt > 1:
             task_id = fence.task.id
             self._entries = fence.send(lambda queries: list(queries.load_log(task_id=task_id)))
-            check_positions(fence, self._entries)
+            check_entries(fence, self._entries)
         if self._entries and may_be_tried_again(self._entries[-1]):
             del self._entries[-1]
 
@@ -116,12 +116,19 @@ def as_text(value: Json) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def check_positions(fence: Fence, entries: list[Entry]) -> None:
-    """Without this, what follows a hole would be read one position too early."""
+def check_entries(fence: Fence, entries: list[Entry]) -> None:
+    """A log that somebody has edited: what follows a hole would be read one position too early."""
     for position, entry in enumerate(entries, start=1):
         if entry.position != position:
             hole = f"the log of task {fence.task.id} has no entry at position {position}"
             fence.interrupt(Hopeless(f"{hole}: put it back, or replay the task"))
+        check_error(fence, position, entry.error)
+
+
+def check_error(fence: Fence, position: int, error: Json) -> None:
+    if error is not None and not is_error_entry(error):
+        what = f"the error at position {position} of the log of task {fence.task.id}"
+        fence.interrupt(Hopeless(f"{what} is not as a run records it: {ERROR_KEYS}"))
 
 
 def may_be_tried_again(last: Entry) -> bool:

@@ -46,7 +46,7 @@ def trusting_the_position(db: Database) -> None:
         queue = Querier(connection)
         worker_id = queue.register_worker(name="trusting", lease=timedelta(seconds=10)) or 0
         (claimed,) = queue.claim_tasks(
-            worker_id=worker_id, queue="default", at_most=1, limited=False
+            worker_id=worker_id, queue="default", at_most=1, skip=0, limited=False
         )
         with patch.object(event_log, "mismatch", no_mismatch):
             output = app.swapped(Context(Fence(connection, claimed)), json.loads(claimed.input))
@@ -211,7 +211,7 @@ def order_under_way(db: Database) -> int:
     app.mail_works = True
     with db.autocommit.connect() as connection:
         connection.execute(sa.text("update tasks set run_at = clock_timestamp()"))  # time flies
-        Querier(connection).wake_tasks()
+        list(Querier(connection).wake_tasks(at_most=1, skip=0))
     return id
 
 

@@ -74,6 +74,7 @@ select cast(
 -- from a queue that has a limit.
 -- A worker that was taken for dead gets nothing until it has registered anew: others would take it
 -- back at once.
+-- skip: how many to pass over, at the head of the queue; see all_but_refused.
 -- The input as text: one that Python cannot parse (5,000 digits) must fail its own task, not the claim.
 update tasks
 set status = 'running', attempt = attempt + 1, worker_id = cast(@worker_id as bigint),
@@ -86,7 +87,7 @@ where id = any (array(
     )
     and exists (select from workers where workers.id = cast(@worker_id as bigint))
     order by priority desc, id
-    limit sqlc.arg(at_most)
+    limit sqlc.arg(at_most) offset sqlc.arg(skip)
     for update skip locked
 ))
 returning id, name, cast(input as text) as input, priority, attempt, max_attempts, uncounted, log_id;
@@ -109,7 +110,7 @@ set status = 'waiting', run_at = clock_timestamp() + cast(@delay as interval),
     error = cast(@error as text)
 where id = @id and attempt = @attempt and status = 'running';
 
--- name: WakeTasks :execrows
+-- name: WakeTasks :many
 -- `(select clock_timestamp())` is worked out once. Without the `select` it could change from row to
 -- row, so no index can be searched for it, and every waiting task would be looked at.
 update tasks
@@ -118,9 +119,10 @@ where id = any (array(
     select id from tasks
     where status = 'waiting' and run_at <= (select clock_timestamp())
     order by run_at
-    limit 1000
+    limit sqlc.arg(at_most) offset sqlc.arg(skip)
     for update skip locked
-));
+))
+returning id;
 
 -- name: TakeBackTasks :many
 -- Runs that took too long, and those whose worker is not alive. Every worker calls this, and several
@@ -143,6 +145,8 @@ with lost as materialized (
     left join workers on workers.id = tasks.worker_id
     where tasks.status = 'running'
     and (workers.id is null or tasks.started_at < clock_timestamp() - tasks.timeout)
+    order by tasks.started_at
+    limit sqlc.arg(at_most) offset sqlc.arg(skip)
 )
 update tasks
 set status = case when tasks.attempt - lost.uncounted < max_attempts then 'queued' else 'failed' end,
@@ -173,7 +177,8 @@ where id = any (array(
     where worker_id = cast(@worker_id as bigint) and status = 'running'
     and format('%s/%s', id, attempt) <> all (cast(@running as text[]))
     and started_at < clock_timestamp() - cast(@older_than as interval)
-    order by id
+    order by started_at
+    limit sqlc.arg(at_most) offset sqlc.arg(skip)
     for update skip locked
 ))
 returning id, attempt;

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from context import Context
 from db.queries import ClaimTasksRow, Querier
 from fence import Fence, Hopeless, Interrupted
-from inputs import Json, describe, to_json
+from inputs import BadInput, Json, describe, to_json
 from tasks import NonRetryableError, registry, running_key
 from timing import Timing
 
@@ -50,12 +50,20 @@ def run_task(connection: sa.Connection, task: ClaimTasksRow, timing: Timing) -> 
 def outcome_of(fence: Fence, timing: Timing) -> Succeeded | Failed | Again:
     """Raises Interrupted."""
     try:
-        return Succeeded(to_json(call(fence)))
+        return ended_with(call(fence))
     except Interrupted:
         raise
     # Also sys.exit(), and what asyncio raises when it is cancelled: a task takes no slot along.
     except BaseException as error:
         return failure(fence.task, timing, error)
+
+
+def ended_with(output: Json) -> Succeeded | Failed:
+    """What is no JSON will be none in the next attempt either."""
+    try:
+        return Succeeded(to_json(output))
+    except BadInput as error:
+        return Failed(describe(error))
 
 
 def failure(task: ClaimTasksRow, timing: Timing, error: BaseException) -> Failed | Again:

@@ -92,9 +92,10 @@ create table queue_limits (
 comment on table queue_limits is 'How many tasks of a queue may run at once. No row: no limit.';
 
 -- What a durable task has done, in the order in which it did it. Kind, name and input say what was
--- asked for; a later run must ask for the same in the same place. A row is written once, by the run
--- that did the step, and answers every later run. There is one exception: an error at the end of the
--- log, on which nothing depends yet, gives way when a later attempt does the step again.
+-- asked for; a later run must ask for the same in the same place. A row is written by the run that
+-- did the step, and answers every later run. Two things may still happen to an error at the end of the
+-- log: a later attempt does the step again, and the error gives way to what comes of it; or the function
+-- goes on after it, and it is settled for good.
 create table event_log (
     -- Whoever deletes a task deletes its log with it.
     task_id     bigint not null references tasks on delete cascade,

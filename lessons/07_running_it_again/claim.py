@@ -1,7 +1,10 @@
 """Which tasks a worker claims, and how many."""
 
+from functools import partial
+
 import sqlalchemy as sa
 
+from connection import all_but_refused
 from db.queries import ClaimTasksRow, Querier
 from inputs import MAX_INT, check_number, check_queue
 from shared.database import Database
@@ -25,16 +28,16 @@ def claim(
     queries = Querier(connection)
     if look_first and not queries.look_for_work(queue=queue):
         return []
-    tasks = list(
-        queries.claim_tasks(worker_id=worker_id, queue=queue, at_most=free_slots, limited=False)
-    )
+    everywhere = partial(queries.claim_tasks, worker_id=worker_id, queue=queue, limited=False)
+    tasks = all_but_refused(everywhere, free_slots)
     if not tasks:  # there is none, or the queue has a limit
-        tasks = claim_within_limit(db, worker_id, queue, free_slots)
+        within_limit = partial(claim_within_limit, db, worker_id, queue)
+        tasks = all_but_refused(within_limit, free_slots)
     return sorted(tasks, key=lambda task: (-task.priority, task.id))
 
 
 def claim_within_limit(
-    db: Database, worker_id: int, queue: str, free_slots: int
+    db: Database, worker_id: int, queue: str, *, at_most: int, skip: int
 ) -> list[ClaimTasksRow]:
     """Lock the limit, count, claim: in one transaction, so that nobody counts in between."""
     with db.engine.begin() as connection:
@@ -44,9 +47,11 @@ def claim_within_limit(
         if limit is None:
             return []
         running = queries.count_running(queue=queue) or 0
-        at_most = max(0, min(free_slots, limit - running))
+        at_most = max(0, min(at_most, limit - running))
         return list(
-            queries.claim_tasks(worker_id=worker_id, queue=queue, at_most=at_most, limited=True)
+            queries.claim_tasks(
+                worker_id=worker_id, queue=queue, at_most=at_most, skip=skip, limited=True
+            )
         )
 
 

@@ -9,11 +9,12 @@ when they are locked, the operation is refused.
 import sqlalchemy as sa
 
 from db.queries import Querier
-from inputs import BadInput
+from inputs import BadInput, check_number
 
 
 def cancel(connection: sa.Connection, id: int) -> None:
     """End a task that has not ended. The upkeep cancels its children, and theirs."""
+    check_id(id)
     if Querier(connection).cancel_task(id=id) == 0:
         raise BadInput(f"task {id} has ended, or never was")
 
@@ -60,6 +61,7 @@ def replay(connection: sa.Connection, id: int) -> None:
 
 def check(queries: Querier, id: int, *statuses: str) -> int:
     """BadInput unless the task may run again. The id of its parent; 0 if it has none."""
+    check_id(id)
     task = queries.get_task(id=id)
     if task is None or task.status not in statuses:
         raise BadInput(f"task {id} has not {'ended' if 'succeeded' in statuses else 'failed'}")
@@ -67,3 +69,7 @@ def check(queries: Querier, id: int, *statuses: str) -> int:
     if parent is not None and parent.status == "cancelled":
         raise BadInput(f"task {id} is a child of task {parent.id}, which is cancelled: retry that")
     return task.parent_id or 0
+
+
+def check_id(id: int) -> None:
+    check_number("a task's id", id, 1, 2**63 - 1)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from inputs import BadInput, describe, storable, type_name
+from inputs import BadInput, Json, describe, storable, type_name
 from tasks import NonRetryableError
 
 
@@ -52,3 +52,15 @@ def error_entry(error: BaseException) -> dict[str, Any]:
         "traceback": storable(lines[-2000:], 2000),
         "final": issubclass(type(error), NonRetryableError),
     }
+
+
+ERROR_KEYS = "type, error and traceback are text, final is true or false"
+
+
+def is_error_entry(entry: Json) -> bool:
+    """Is it what error_entry returns?"""
+    match entry:
+        case {"type": str(), "error": str(), "traceback": str(), "final": bool()}:
+            return True
+        case _:
+            return False

@@ -74,6 +74,7 @@ select cast(
 -- from a queue that has a limit.
 -- A worker that was taken for dead gets nothing until it has registered anew: others would take it
 -- back at once.
+-- skip: how many to pass over, at the head of the queue; see all_but_refused.
 -- The input as text: one that Python cannot parse (5,000 digits) must fail its own task, not the claim.
 update tasks
 set status = 'running', attempt = attempt + 1, worker_id = cast(@worker_id as bigint),
@@ -86,7 +87,7 @@ where id = any (array(
     )
     and exists (select from workers where workers.id = cast(@worker_id as bigint))
     order by priority desc, id
-    limit sqlc.arg(at_most)
+    limit sqlc.arg(at_most) offset sqlc.arg(skip)
     for update skip locked
 ))
 returning id, name, cast(input as text) as input, priority, attempt, max_attempts, log_id,
@@ -110,7 +111,7 @@ set status = 'waiting', run_at = clock_timestamp() + cast(@delay as interval), a
     error = cast(@error as text)
 where id = @id and attempt = @attempt and status = 'running';
 
--- name: WakeTasks :execrows
+-- name: WakeTasks :many
 -- `(select clock_timestamp())` is worked out once. Without the `select` it could change from row to
 -- row, so no index can be searched for it, and every waiting task would be looked at.
 update tasks
@@ -119,9 +120,10 @@ where id = any (array(
     select id from tasks
     where status = 'waiting' and run_at <= (select clock_timestamp())
     order by run_at
-    limit 1000
+    limit sqlc.arg(at_most) offset sqlc.arg(skip)
     for update skip locked
-));
+))
+returning id;
 
 -- name: TakeBackTasks :many
 -- Runs that took too long, and those whose worker is not alive. Every worker calls this, and several
@@ -146,6 +148,8 @@ with lost as materialized (
     left join workers on workers.id = tasks.worker_id
     where tasks.status = 'running'
     and (workers.id is null or tasks.started_at < clock_timestamp() - tasks.timeout)
+    order by tasks.started_at
+    limit sqlc.arg(at_most) offset sqlc.arg(skip)
 )
 update tasks
 set status = case when tasks.attempt - lost.uncounted < max_attempts then 'queued' else 'failed' end,
@@ -189,7 +193,8 @@ where id = any (array(
     where worker_id = cast(@worker_id as bigint) and status = 'running'
     and format('%s/%s', id, attempt) <> all (cast(@running as text[]))
     and started_at < clock_timestamp() - cast(@older_than as interval)
-    order by id
+    order by started_at
+    limit sqlc.arg(at_most) offset sqlc.arg(skip)
     for update skip locked
 ))
 returning id, attempt;
@@ -311,29 +316,39 @@ update tasks
 set status = 'cancelled', error = null
 where id = @id and status in ('queued', 'running', 'waiting');
 
--- name: CancelOrphans :execrows
--- The children of cancelled tasks; their own children are next. The end of each is told to its parent,
--- whose row is locked here too. `skip locked`: a child that is ending right now, or one whose parent
--- somebody holds, is left for the next time, and nobody waits. With the lock, the parent is looked at
--- once more: if it has been retried since, its children are no orphans.
+-- name: CancelOrphans :many
+-- The children of cancelled tasks; their own children are next. Also those of children that have ended
+-- otherwise: to fail does not cancel what one has spawned. `root`: the cancelled task above them.
+-- The end of each is told to its parent, whose row is locked here too. `skip locked`: a child that is
+-- ending right now, or one whose parent somebody holds, is left for the next time, and nobody waits. With
+-- the lock, parent and root are looked at once more: if one has been retried since, these are no orphans.
 -- `array(...)`: it begins with these parents, however many children are alive.
+with recursive ended (id, root) as (
+    select id, id from tasks where status = 'cancelled' and not swept
+    union all
+    select child.id, ended.root from ended
+    join tasks as child on child.parent_id = ended.id
+    where child.status in ('succeeded', 'failed')
+)
 update tasks
 set status = 'cancelled', error = null
 where id = any (array(
-    select child.id from tasks as parent
+    select child.id from ended
+    join tasks as root on root.id = ended.root
+    join tasks as parent on parent.id = ended.id
     join tasks as child on child.parent_id = parent.id
-    where child.parent_id = any (array(
-        select id from tasks where status = 'cancelled' and not swept
-    ))
-    and parent.status = 'cancelled' and not parent.swept
+    where child.parent_id = any (array(select id from ended))
+    and root.status = 'cancelled' and not root.swept
+    and parent.status in ('succeeded', 'failed', 'cancelled')
     and child.status in ('queued', 'running', 'waiting')
     order by child.id
-    limit 1000
-    for update of child, parent skip locked
-));
+    limit sqlc.arg(at_most) offset sqlc.arg(skip)
+    for update of child, parent, root skip locked
+))
+returning id;
 
 -- name: MarkSwept :exec
--- Cancelled tasks without a living child: CancelOrphans need not look at them again, however many they
+-- Cancelled tasks with nothing alive below them: CancelOrphans need not look at them again, however many they
 -- become. The lock first: between a look and a lock, one could be retried, and cancelled once more.
 update tasks
 set swept = true
@@ -448,8 +463,9 @@ select cast(again.child_id as bigint) as child_id from again;
 -- name: SuspendTask :execrows
 -- Gives the slot back. 0 rows: the task is not ours any more, or an entry has been completed that we
 -- do not know of yet; then there may be nothing to wait for.
+-- To have come so far is progress, as a record is: max_attempts bounds what goes wrong after it.
 update tasks
-set status = 'waiting', run_at = null, uncounted = uncounted + 1,
+set status = 'waiting', run_at = null, uncounted = attempt,
     awaits = cast(@awaits as int[]), wake_after = cast(@wake_after as int)
 where id = @id and attempt = @attempt and status = 'running' and completions = @completions;
 

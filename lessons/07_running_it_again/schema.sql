@@ -211,14 +211,23 @@ create trigger tell_parent_of_deletion after delete on tasks for each row
 when (old.parent_id is not null and old.status in ('queued', 'running', 'waiting'))
 execute function tell_parent();
 
+-- Or children of those that have ended: CancelOrphans ends these too.
 -- Volatile, as functions are unless told otherwise: it looks at what is committed when it is called, and
 -- not when the statement began that calls it.
 create function has_living_children(its_task bigint) returns boolean
 language plpgsql volatile set search_path from current as $$
 begin
     return exists (
-        select from tasks
-        where parent_id = its_task and status in ('queued', 'running', 'waiting')
+        with recursive ended (id) as (
+            select its_task
+            union all
+            select tasks.id from ended
+            join tasks on tasks.parent_id = ended.id
+            where tasks.status in ('succeeded', 'failed')
+        )
+        select from ended
+        join tasks on tasks.parent_id = ended.id
+        where tasks.status in ('queued', 'running', 'waiting')
     );
 end
 $$;

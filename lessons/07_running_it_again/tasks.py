@@ -84,7 +84,13 @@ def task_key() -> str:
 
     The same in each of its attempts, and no other task's. A durable task's steps get their own.
     """
-    return running_key.get()
+    try:
+        return running_key.get()
+    except LookupError:
+        raise NonRetryableError(
+            "task_key() is for the function of a task, while a worker runs it. A thread that the "
+            "function has started does not know it: hand the key over"
+        ) from None
 
 
 def enqueue(
@@ -108,7 +114,8 @@ def enqueue(
         known = ", ".join(sorted(registry)) or "none; import the module with the tasks"
         raise BadInput(f"there is no task {name!r}; registered: {known}")
     chosen = check_options(**options)
-    check_duration("delay", delay)
+    if delay is not None:
+        check_duration("delay", delay)
     check_key(idempotency_key)
     queries = Querier(connection)
     task_id = queries.enqueue_task(
@@ -141,5 +148,6 @@ def check_options(
     check_queue(queue)
     check_number("priority", priority, -MAX_INT, MAX_INT)
     check_number("max_attempts", max_attempts, 1, MAX_INT)
-    check_duration("timeout", timeout)
+    if timeout is not None:
+        check_duration("timeout", timeout)
     return TaskOptions(queue=queue, priority=priority, max_attempts=max_attempts, timeout=timeout)

@@ -3,22 +3,24 @@
 import logging
 from collections.abc import Callable
 
+from connection import all_but_refused
 from db.queries import Querier
+from inputs import MAX_INT
 
 log = logging.getLogger("worker")
 
 
 def wake(queries: Querier) -> None:
-    queries.wake_tasks()
+    all_but_refused(queries.wake_tasks)
 
 
 def take_back(queries: Querier) -> None:
-    for lost in queries.take_back_tasks():
+    for lost in all_but_refused(queries.take_back_tasks, MAX_INT):
         log.warning("task %d, %s: %s", lost.id, lost.status, lost.error)
 
 
 def cancel_orphans(queries: Querier) -> None:
-    while queries.cancel_orphans():  # their own children are next
+    while all_but_refused(queries.cancel_orphans):  # their own children are next
         pass
     queries.mark_swept()
 

@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from claim import claim
 from connection import Stopped, connect, keep_doing, pauses, reconnect
 from db.queries import ClaimTasksRow, Querier
-from inputs import check_duration, check_number, check_queue, describe
+from inputs import check_duration, check_name, check_number, check_queue, describe
 from lease import Lease
 from run import run_task
 from shared.database import Database
@@ -23,6 +23,7 @@ from timing import Timing
 from upkeep import CHORES
 
 MAX_SLOTS = 1000
+MIN_LEASE = timedelta(milliseconds=10)
 
 log = logging.getLogger("worker")
 
@@ -48,9 +49,10 @@ class Worker:
         grace: timedelta = timedelta(seconds=30),
         timing: Timing = Timing(),
     ) -> None:
+        check_name(name)
         check_queue(queue)
         check_number("slots", slots, 1, MAX_SLOTS)
-        check_duration("lease", lease)
+        check_duration("lease", lease, MIN_LEASE)
         check_duration("grace", grace)
         self.name = name
         self.queue = queue

@@ -46,7 +46,7 @@ where id = any (array(
     )
     and exists (select from workers where workers.id = cast(:p1 as bigint))
     order by priority desc, id
-    limit :p4
+    limit :p5 offset :p4
     for update skip locked
 ))
 returning id, name, cast(input as text) as input, priority, attempt, max_attempts, uncounted
@@ -131,7 +131,8 @@ where id = any (array(
     where worker_id = cast(:p1 as bigint) and status = 'running'
     and format('%s/%s', id, attempt) <> all (cast(:p2 as text[]))
     and started_at < clock_timestamp() - cast(:p3 as interval)
-    order by id
+    order by started_at
+    limit :p5 offset :p4
     for update skip locked
 ))
 returning id, attempt
@@ -247,6 +248,8 @@ with lost as materialized (
     left join workers on workers.id = tasks.worker_id
     where tasks.status = 'running'
     and (workers.id is null or tasks.started_at < clock_timestamp() - tasks.timeout)
+    order by tasks.started_at
+    limit :p2 offset :p1
 )
 update tasks
 set status = case when attempt - uncounted < max_attempts then 'queued' else 'failed' end,
@@ -280,16 +283,17 @@ where id = :p1
 """
 
 
-WAKE_TASKS = """-- name: wake_tasks \\:execrows
+WAKE_TASKS = """-- name: wake_tasks \\:many
 update tasks
 set status = 'queued'
 where id = any (array(
     select id from tasks
     where status = 'waiting' and run_at <= (select clock_timestamp())
     order by run_at
-    limit 1000
+    limit :p2 offset :p1
     for update skip locked
 ))
+returning id
 """
 
 
@@ -308,12 +312,13 @@ class Querier:
                 name=row[1],
             )
 
-    def claim_tasks(self, *, worker_id: int, queue: str, limited: bool, at_most: int) -> Iterator[ClaimTasksRow]:
+    def claim_tasks(self, *, worker_id: int, queue: str, limited: bool, skip: int, at_most: int) -> Iterator[ClaimTasksRow]:
         result = self._conn.execute(sqlalchemy.text(CLAIM_TASKS), {
             "p1": worker_id,
             "p2": queue,
             "p3": limited,
-            "p4": at_most,
+            "p4": skip,
+            "p5": at_most,
         })
         for row in result:
             yield ClaimTasksRow(
@@ -392,8 +397,14 @@ class Querier:
             created_at=row[16],
         )
 
-    def give_back_tasks(self, *, worker_id: int, running: List[str], older_than: datetime.timedelta) -> Iterator[GiveBackTasksRow]:
-        result = self._conn.execute(sqlalchemy.text(GIVE_BACK_TASKS), {"p1": worker_id, "p2": running, "p3": older_than})
+    def give_back_tasks(self, *, worker_id: int, running: List[str], older_than: datetime.timedelta, skip: int, at_most: int) -> Iterator[GiveBackTasksRow]:
+        result = self._conn.execute(sqlalchemy.text(GIVE_BACK_TASKS), {
+            "p1": worker_id,
+            "p2": running,
+            "p3": older_than,
+            "p4": skip,
+            "p5": at_most,
+        })
         for row in result:
             yield GiveBackTasksRow(
                 id=row[0],
@@ -460,8 +471,8 @@ class Querier:
         result = self._conn.execute(sqlalchemy.text(SUCCEED_TASK), {"p1": output, "p2": id, "p3": attempt})
         return result.rowcount
 
-    def take_back_tasks(self) -> Iterator[TakeBackTasksRow]:
-        result = self._conn.execute(sqlalchemy.text(TAKE_BACK_TASKS))
+    def take_back_tasks(self, *, skip: int, at_most: int) -> Iterator[TakeBackTasksRow]:
+        result = self._conn.execute(sqlalchemy.text(TAKE_BACK_TASKS), {"p1": skip, "p2": at_most})
         for row in result:
             yield TakeBackTasksRow(
                 id=row[0],
@@ -474,6 +485,7 @@ class Querier:
     def unregister_worker(self, *, id: int) -> None:
         self._conn.execute(sqlalchemy.text(UNREGISTER_WORKER), {"p1": id})
 
-    def wake_tasks(self) -> int:
-        result = self._conn.execute(sqlalchemy.text(WAKE_TASKS))
-        return result.rowcount
+    def wake_tasks(self, *, skip: int, at_most: int) -> Iterator[int]:
+        result = self._conn.execute(sqlalchemy.text(WAKE_TASKS), {"p1": skip, "p2": at_most})
+        for row in result:
+            yield row[0]

@@ -35,21 +35,30 @@ class BuryWorkersRow:
     name: str
 
 
-CANCEL_ORPHANS = """-- name: cancel_orphans \\:execrows
+CANCEL_ORPHANS = """-- name: cancel_orphans \\:many
+with recursive ended (id, root) as (
+    select id, id from tasks where status = 'cancelled' and not swept
+    union all
+    select child.id, ended.root from ended
+    join tasks as child on child.parent_id = ended.id
+    where child.status in ('succeeded', 'failed')
+)
 update tasks
 set status = 'cancelled', error = null
 where id = any (array(
-    select child.id from tasks as parent
+    select child.id from ended
+    join tasks as root on root.id = ended.root
+    join tasks as parent on parent.id = ended.id
     join tasks as child on child.parent_id = parent.id
-    where child.parent_id = any (array(
-        select id from tasks where status = 'cancelled' and not swept
-    ))
-    and parent.status = 'cancelled' and not parent.swept
+    where child.parent_id = any (array(select id from ended))
+    and root.status = 'cancelled' and not root.swept
+    and parent.status in ('succeeded', 'failed', 'cancelled')
     and child.status in ('queued', 'running', 'waiting')
     order by child.id
-    limit 1000
-    for update of child, parent skip locked
+    limit :p2 offset :p1
+    for update of child, parent, root skip locked
 ))
+returning id
 """
 
 
@@ -72,7 +81,7 @@ where id = any (array(
     )
     and exists (select from workers where workers.id = cast(:p1 as bigint))
     order by priority desc, id
-    limit :p4
+    limit :p5 offset :p4
     for update skip locked
 ))
 returning id, name, cast(input as text) as input, priority, attempt, max_attempts, log_id,
@@ -185,7 +194,8 @@ where id = any (array(
     where worker_id = cast(:p1 as bigint) and status = 'running'
     and format('%s/%s', id, attempt) <> all (cast(:p2 as text[]))
     and started_at < clock_timestamp() - cast(:p3 as interval)
-    order by id
+    order by started_at
+    limit :p5 offset :p4
     for update skip locked
 ))
 returning id, attempt
@@ -481,7 +491,7 @@ where id = :p2 and attempt = :p3 and status = 'running'
 
 SUSPEND_TASK = """-- name: suspend_task \\:execrows
 update tasks
-set status = 'waiting', run_at = null, uncounted = uncounted + 1,
+set status = 'waiting', run_at = null, uncounted = attempt,
     awaits = cast(:p1 as int[]), wake_after = cast(:p2 as int)
 where id = :p3 and attempt = :p4 and status = 'running' and completions = :p5
 """
@@ -502,6 +512,8 @@ with lost as materialized (
     left join workers on workers.id = tasks.worker_id
     where tasks.status = 'running'
     and (workers.id is null or tasks.started_at < clock_timestamp() - tasks.timeout)
+    order by tasks.started_at
+    limit :p2 offset :p1
 )
 update tasks
 set status = case when tasks.attempt - lost.uncounted < max_attempts then 'queued' else 'failed' end,
@@ -557,16 +569,17 @@ where id = :p1
 """
 
 
-WAKE_TASKS = """-- name: wake_tasks \\:execrows
+WAKE_TASKS = """-- name: wake_tasks \\:many
 update tasks
 set status = 'queued'
 where id = any (array(
     select id from tasks
     where status = 'waiting' and run_at <= (select clock_timestamp())
     order by run_at
-    limit 1000
+    limit :p2 offset :p1
     for update skip locked
 ))
+returning id
 """
 
 
@@ -585,20 +598,22 @@ class Querier:
                 name=row[1],
             )
 
-    def cancel_orphans(self) -> int:
-        result = self._conn.execute(sqlalchemy.text(CANCEL_ORPHANS))
-        return result.rowcount
+    def cancel_orphans(self, *, skip: int, at_most: int) -> Iterator[int]:
+        result = self._conn.execute(sqlalchemy.text(CANCEL_ORPHANS), {"p1": skip, "p2": at_most})
+        for row in result:
+            yield row[0]
 
     def cancel_task(self, *, id: int) -> int:
         result = self._conn.execute(sqlalchemy.text(CANCEL_TASK), {"p1": id})
         return result.rowcount
 
-    def claim_tasks(self, *, worker_id: int, queue: str, limited: bool, at_most: int) -> Iterator[ClaimTasksRow]:
+    def claim_tasks(self, *, worker_id: int, queue: str, limited: bool, skip: int, at_most: int) -> Iterator[ClaimTasksRow]:
         result = self._conn.execute(sqlalchemy.text(CLAIM_TASKS), {
             "p1": worker_id,
             "p2": queue,
             "p3": limited,
-            "p4": at_most,
+            "p4": skip,
+            "p5": at_most,
         })
         for row in result:
             yield ClaimTasksRow(
@@ -696,8 +711,14 @@ class Querier:
             created_at=row[23],
         )
 
-    def give_back_tasks(self, *, worker_id: int, running: List[str], older_than: datetime.timedelta) -> Iterator[GiveBackTasksRow]:
-        result = self._conn.execute(sqlalchemy.text(GIVE_BACK_TASKS), {"p1": worker_id, "p2": running, "p3": older_than})
+    def give_back_tasks(self, *, worker_id: int, running: List[str], older_than: datetime.timedelta, skip: int, at_most: int) -> Iterator[GiveBackTasksRow]:
+        result = self._conn.execute(sqlalchemy.text(GIVE_BACK_TASKS), {
+            "p1": worker_id,
+            "p2": running,
+            "p3": older_than,
+            "p4": skip,
+            "p5": at_most,
+        })
         for row in result:
             yield GiveBackTasksRow(
                 id=row[0],
@@ -867,8 +888,8 @@ class Querier:
         })
         return result.rowcount
 
-    def take_back_tasks(self) -> Iterator[TakeBackTasksRow]:
-        result = self._conn.execute(sqlalchemy.text(TAKE_BACK_TASKS))
+    def take_back_tasks(self, *, skip: int, at_most: int) -> Iterator[TakeBackTasksRow]:
+        result = self._conn.execute(sqlalchemy.text(TAKE_BACK_TASKS), {"p1": skip, "p2": at_most})
         for row in result:
             yield TakeBackTasksRow(
                 id=row[0],
@@ -884,6 +905,7 @@ class Querier:
     def unregister_worker(self, *, id: int) -> None:
         self._conn.execute(sqlalchemy.text(UNREGISTER_WORKER), {"p1": id})
 
-    def wake_tasks(self) -> int:
-        result = self._conn.execute(sqlalchemy.text(WAKE_TASKS))
-        return result.rowcount
+    def wake_tasks(self, *, skip: int, at_most: int) -> Iterator[int]:
+        result = self._conn.execute(sqlalchemy.text(WAKE_TASKS), {"p1": skip, "p2": at_most})
+        for row in result:
+            yield row[0]
