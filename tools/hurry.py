@@ -4,7 +4,7 @@ What they wait for does not come: nobody has written it yet.
 """
 
 from collections.abc import Generator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -20,8 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
     test = f"{item.path.name}::{item.name.partition('[')[0]}"
-    hurry: list[str] = item.config.getoption("--hurry", [])
-    if test not in hurry:
+    if test not in cast(list[str], item.config.getoption("--hurry")):
         return (yield)
     with environment(TEST_PATIENCE=PATIENCE):
         return (yield)

@@ -1,5 +1,6 @@
 """The tests that judge a lesson while it is being built, and the proof that they do."""
 
+import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,14 +9,27 @@ from pathlib import Path
 from shared.lessons import number
 from shared.postgres import server
 from shared.processes import within
+from tools.changes import STORY
 from tools.generated import NoPlugin
 from tools.patches import Case, NoReport, cases
 from tools.stages import FILE, Plan, faults, make, plan
-from tools.tree import Course, compared_files
+from tools.tree import Course, compared_files, environment, last_line, run
 
 TEST_SECONDS = 20  # for each test of a stage: one that hangs is ended
 WHOLE_SECONDS = 120  # for each of the others
 MOST_SECONDS = 600
+# Imports the modules that it is given, and tells which line of which file keeps one from that.
+IMPORTS = """
+import importlib, os, sys, traceback
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(name)
+    except BaseException as error:
+        files = [f for f in traceback.extract_tb(error.__traceback__) if os.path.isabs(f.filename)]
+        here = [f for f in files if os.path.dirname(f.filename) == os.getcwd()]
+        where = f"{os.path.basename(here[-1].filename)}, line {here[-1].lineno}" if here else name
+        sys.exit(f"{where}: {error}")
+"""
 
 
 def judge(
@@ -28,6 +42,13 @@ def judge(
         if case.test not in found or found[case.test].ended == "passed":
             found[case.test] = case
     return found
+
+
+def import_error(copy: Path) -> str:
+    """Which module cannot be imported, and which line of which file is to blame."""
+    names = sorted(path.stem for path in copy.glob("*.py") if path.name not in STORY)
+    status, text = run([sys.executable, "-c", IMPORTS, *names], copy, environment(), 60)
+    return last_line(text) if status else ""
 
 
 def stages(course: Course, lesson: str | None = None) -> Iterator[str]:
@@ -62,6 +83,8 @@ def one_state(course: Course, plan: Plan, done: int) -> Iterator[str]:
         make(plan, done, copy)
         if last and compared_files(copy) != compared_files(plan.lesson):
             yield course.finding(path, "after the last stage, it is not the lesson", "see diff")
+        if wrong := import_error(copy):
+            yield course.finding(path, f"after stage {done}, {wrong}", "move what is missing")
         tests = [test for stage in [*solved, *ahead] for test in stage.tests]
         hurry = [f"--hurry={test}" for stage in ahead for test in stage.tests]
         try:

@@ -89,6 +89,7 @@ class Case:
     ended: str
     why: str
     message: str
+    line: str = ""  # the last line of a test's file on the way to the error
 
 
 def cases(course: Course, copy: Path, *arguments: str, seconds: float = SECONDS) -> list[Case]:
@@ -117,5 +118,7 @@ def case(element: ElementTree.Element) -> Case:
         if (child := element.find(kind)) is not None:
             message = child.get("message", "")
             reasons = re.findall(r"^E +(.*)", child.text or "", re.M)  # of a collection
-            return Case(test, name, ended, reasons[-1] if reasons else message, message)
+            lines = re.findall(r"test_\w+\.py:(\d+): ", child.text or "")
+            why, line = (reasons or [message])[-1], (lines or [""])[-1]
+            return Case(test, name, ended, why, message, line)
     return Case(test, name, "passed", "", "")

@@ -2,34 +2,20 @@
 
 import ast
 import re
-import sys
 from pathlib import Path
 
 from shared.generated import fingerprint, recorded, selector
 from shared.lessons import BUILD, number
 from shared.postgres import server
-from tools.changes import STORY
 from tools.generated import NoPlugin
-from tools.judge import TEST_SECONDS, WHOLE_SECONDS, judge
+from tools.judge import TEST_SECONDS, WHOLE_SECONDS, import_error, judge
 from tools.patches import Case, NoReport
 from tools.signatures import query_name
 from tools.stages import Change, Plan, generate, plan
 from tools.symbols import pieces, texts
 from tools.told import describe, heading, introduce, of_stage, tell, title
-from tools.tree import Course, CourseError, environment, last_line, run
+from tools.tree import Course, CourseError
 
-# Imports the modules that it is given, and tells which line of which file keeps one from that.
-IMPORTS = """
-import importlib, os, sys, traceback
-for name in sys.argv[1:]:
-    try:
-        importlib.import_module(name)
-    except BaseException as error:
-        files = [f for f in traceback.extract_tb(error.__traceback__) if os.path.isabs(f.filename)]
-        here = [f for f in files if os.path.dirname(f.filename) == os.getcwd()]
-        where = f"{os.path.basename(here[-1].filename)}, line {here[-1].lineno}" if here else name
-        sys.exit(f"{where}: {error}")
-"""
 # A test that hangs is ended with its whole process, and pytest-xdist starts another one.
 ENDED_IF_IT_HANGS = ("-n2", "--timeout-method=thread")
 NO_PLUGIN = (
@@ -67,7 +53,8 @@ def progress(course: Course, copy: Path) -> None:
             whole(course, planned, copy)
             return
     new = failing > reached(copy)
-    (copy / BUILD).write_text(f"{failing}\n")
+    if new:
+        (copy / BUILD).write_text(f"{failing}\n")
     if failing > 1:
         held = f"1 to {failing - 1}" if failing > 2 else "1"
         print(f"The tests of stage{'s' if failing > 2 else ''} {held} hold.\n")
@@ -130,7 +117,10 @@ def report(course: Course, planned: Plan, copy: Path, number: int, ended: dict[s
     tests = planned.stages[number - 1].tests
     missing = to_write(planned, copy, number)
     print(f"{heading(planned, number)}\n")
-    show(course, copy, {test: ended.get(test) for test in tests}, missing)
+    if wrong := import_error(copy):  # then there is no use in any test
+        tell(wrong)
+    else:
+        show(course, {test: ended.get(test) for test in tests}, missing)
     if missing:
         print("\nStill to write:")
         describe(planned, copy, missing)
@@ -141,7 +131,7 @@ def report(course: Course, planned: Plan, copy: Path, number: int, ended: dict[s
     )
 
 
-def show(course: Course, copy: Path, ended: dict[str, Case | None], missing: list[Change]) -> None:
+def show(course: Course, ended: dict[str, Case | None], missing: list[Change]) -> None:
     """Which tests hold; of the first one that fails, why."""
     told = False
     for test, case in ended.items():
@@ -149,8 +139,8 @@ def show(course: Course, copy: Path, ended: dict[str, Case | None], missing: lis
         if told or holds(case):
             continue
         told = True
-        said, wrong = docstring(course, test), import_error(copy) or why(case, missing)
-        for line in [said, *wrong.split("\n"), f"tests/{test}"]:
+        where = f"tests/{test}{f', line {case.line}' if case and case.line else ''}"
+        for line in [docstring(course, test), why(case, missing), where]:
             if line:
                 tell(line, " " * 9)
 
@@ -167,13 +157,6 @@ def docstring(course: Course, test: str) -> str:
         if isinstance(node, ast.FunctionDef) and node.name == name:
             return (ast.get_docstring(node) or "").partition("\n")[0]
     return ""
-
-
-def import_error(copy: Path) -> str:
-    """Which module cannot be imported, and which line of which file is to blame."""
-    names = sorted(path.stem for path in copy.glob("*.py") if path.name not in STORY)
-    status, text = run([sys.executable, "-c", IMPORTS, *names], copy, environment(), 60)
-    return last_line(text) if status else ""
 
 
 def why(case: Case | None, missing: list[Change]) -> str:
@@ -212,7 +195,7 @@ def whole(course: Course, planned: Plan, copy: Path) -> None:
     ended = outcomes(course, copy, [file.name for file in files], seconds=WHOLE_SECONDS)
     failed = {test: case for test, case in ended.items() if not holds(case)}
     if failed:
-        show(course, copy, dict(failed), [])
+        show(course, dict(failed), [])
         print(f"\n{len(ended) - len(failed)} of {len(ended)} hold.  Again:  make next")
         return
     me = selector(copy)
