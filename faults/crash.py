@@ -100,13 +100,14 @@ class Watched:
         return dict(self.rows("select status, count(*) from tasks group by status"))
 
     def commits_since_reset(self) -> list[str]:
-        """What each commit has changed, a line for each; the witness must be there."""
+        """What each commit has changed, if the witness is there: a text for each commit."""
         commits = groupby(witness.changes(self.db), lambda change: change.commit)
         lines: list[str] = []
         for at, (_, commit) in enumerate(commits, 1):
             group = list(commit)
             name = statement_name(f"-- name: {group[-1].statement}")
-            lines.append(f"  {at:3}  {name:16} {'; '.join(c.change for c in group)}")
+            changed = f"\n{'':24}".join(change.change for change in group)
+            lines.append(f"  {at:3}  {name:16} {changed}")
         return lines
 
 
