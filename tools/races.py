@@ -1,4 +1,4 @@
-"""Race scripts: several sessions, one statement a line; what each gets, or for whom it waits.
+"""Race scripts: several sessions, one statement a line; what each gets, or which one it waits for.
 
     # A comment. The first lines of the file say what it is about.
     setup: insert into tasks (name, input) values ('note', '1')
@@ -55,7 +55,7 @@ def race(course: Course, lesson: str | None, script: str | None) -> list[str] | 
     if script is None:
         for each in course.chosen(lesson):
             for path in races(each):
-                print(f"{each.name[:2]}  {path.stem:<20} {title(path)}")
+                print(f"{each.name[:2]}  {path.stem:<25} {title(path)}")
         return None
     home = course.lesson(lesson)
     path = find(home, script)
