@@ -251,14 +251,15 @@ def test_one_task_that_is_refused_does_not_keep_the_chores_from_the_others(lesso
     with working(worker):
         wait_until(lambda: worker.lease.worker_id, "it has registered")
         with db.connect() as connection:
+            since = "now() - interval '1 day' + id * interval '1s'"
             connection.execute(
-                "update tasks set status = 'waiting', run_at = now() where id = any (%s)",
+                f"update tasks set status = 'waiting', run_at = {since} where id = any (%s)",
                 ([bad_wait, waits],),
             )
             for worker_id, runs in ((0, [bad_lost, lost]), (id_of(worker), [bad_mine, mine])):
                 connection.execute(
                     "update tasks set status = 'running', worker_id = %s, attempt = 1,"
-                    " started_at = now() - interval '1 day' where id = any (%s)",
+                    f" started_at = {since} where id = any (%s)",
                     (worker_id, runs),
                 )
             connection.execute("update tasks set priority = 7 where id = any (%s)", (ids[:3],))

@@ -193,3 +193,20 @@ def test_the_end_of_a_child_that_was_edited_by_hand_fails_its_parent_at_once(les
     row = run_once(lesson, db, id)
     assert (row.status, row.attempt) == ("failed", 2)
     assert f"the error at position 1 of the log of task {id} is not as" in row.error
+
+
+def test_the_news_of_a_child_that_were_edited_by_hand_fail_its_parent_at_once(lesson, db):
+    """It ends, and somebody edits that, while the parent's run is on its way to wait for it."""
+    double = define(lesson).double
+
+    def waits(ctx, _input):
+        pending = ctx.spawn(double, 1)
+        execute(db, "update tasks set status = 'failed', error = 'E: no', attempt = 1"
+                    " where parent_id is not null")  # fmt: skip
+        execute(db, "update event_log set error = '{}'")
+        return ctx.result(pending)
+
+    program(lesson, waits)
+    row = run_once(lesson, db, enqueue(lesson, db, "program"))
+    assert (row.status, row.attempt) == ("failed", 1)
+    assert "the error at position 1 of the log" in row.error
