@@ -91,7 +91,8 @@ def explain_claim(
     worker = connection.execute(
         "insert into workers (name, alive_until) values ('explains', 'infinity') returning id"
     ).fetchall()[0][0]
-    known = {"worker_id": worker, "queue": "default", "at_most": at_most, "skip": 0, "limited": False}
+    known: dict[str, Any] = {"worker_id": worker, "queue": "default", "limited": False}
+    known |= {"at_most": at_most, "skip": 0}
     text, names = plain(queries, "claim_tasks", r"$\1")
     values = SQL(", ").join(Literal(known[name]) for name in names)
     connection.execute(SQL("set local plan_cache_mode = {}").format(SQL(mode)))

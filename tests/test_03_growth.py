@@ -57,10 +57,10 @@ def test_the_queries_read_few_rows_in_a_big_table(lesson, db):
         " from generate_series(1, 100000), unnest(array['succeeded', 'waiting', 'queued']) status",
     )
     ten = "where id in (select id from tasks where status = %s limit 10)"
-    execute(db, f"update tasks set run_at = '-infinity' {ten}", "waiting")
+    execute(db, f"update tasks set run_at = '-infinity' {ten}", "waiting")  # noqa: S608
     execute(
         db,
-        "update tasks set status = 'running', attempt = 1, worker_id = 0,"
+        "update tasks set status = 'running', attempt = 1, worker_id = 0,"  # noqa: S608
         f" started_at = clock_timestamp() {ten}",
         "queued",
     )

@@ -253,12 +253,12 @@ def test_one_task_that_is_refused_does_not_keep_the_chores_from_the_others(lesso
         with db.connect() as connection:
             since = "now() - interval '1 day' + id * interval '1s'"
             connection.execute(
-                f"update tasks set status = 'waiting', run_at = {since} where id = any (%s)",
+                f"update tasks set status = 'waiting', run_at = {since} where id = any (%s)",  # noqa: S608
                 ([bad_wait, waits],),
             )
             for worker_id, runs in ((0, [bad_lost, lost]), (id_of(worker), [bad_mine, mine])):
                 connection.execute(
-                    "update tasks set status = 'running', worker_id = %s, attempt = 1,"
+                    "update tasks set status = 'running', worker_id = %s, attempt = 1,"  # noqa: S608
                     f" started_at = {since} where id = any (%s)",
                     (worker_id, runs),
                 )
