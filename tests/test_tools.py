@@ -406,6 +406,12 @@ def test_a_table_of_changes_that_should_not_be_there_is_deleted(course):
     assert tool(course, "readme") == "lessons/01_one/CHANGES.md: deleted\nreadme: ok\n"
 
 
+def test_a_readme_that_nobody_would_read_to_the_end(course):
+    page = two(course) / "README.md"
+    page.write_text(page.read_text() + "\n" * 350)
+    only(tool(course, "readme --check", 1), "02_two/README.md: 3", "lines: cut it to 350")
+
+
 def test_a_stale_snippet(course):
     edit(one(course) / "README.md", '{GREETING}, {name}"\n', '{GREETING}: {name}"\n')
     only(tool(course, "readme --check", 1), "01_one/README.md", "main.py#greet is stale")

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
+from shared.lessons import number
 from tools.blocks import NoBlock, put
 from tools.changes import pages, pointer
 from tools.markdown import Fence, anchors, fences, fill, links
@@ -14,6 +15,7 @@ from tools.tree import Course, run_pages, walk
 
 UNCHECKED = {"text", "diff", "sketch", "mermaid", "sh", "toml"}
 CODE = {"python", "sql"}
+MOST_LINES = 350  # what one can read in one sitting
 
 
 def readme(course: Course, check: bool) -> Iterator[str]:
@@ -26,8 +28,13 @@ def readme(course: Course, check: bool) -> Iterator[str]:
         yield from broken_links(course, path)
         yield from update(course, path, check)
     for lesson in course.lessons:
-        if not (lesson / "README.md").exists():
-            yield course.finding(lesson / "README.md", "missing", "write it")
+        page = lesson / "README.md"
+        lines = page.read_text().count("\n") if page.exists() else 0
+        if not lines:
+            yield course.finding(page, "missing", "write it")
+        elif number(lesson) > 0 and lines > MOST_LINES:  # 00 explains the tools as well
+            remedy = f"cut it to {MOST_LINES}, or put what carries no idea into docs/"
+            yield course.finding(page, f"{lines} lines", remedy)
 
 
 def tables(course: Course, check: bool) -> Iterator[str]:
