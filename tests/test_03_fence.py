@@ -125,7 +125,7 @@ def test_a_stopped_process_that_wakes_up_is_refused(lesson, db):
                 seconds=10,
             )
             assert wait_for_status(db, id, *ENDED).attempt == 2
-            wait_until(lambda: "registers anew" in slow.output(), "it knows what happened")
+            wait_until(lambda: "registers again" in slow.output(), "it knows what happened")
         # And it is well again; the other one is gone.
         later = enqueue(lesson, db, "divide", [6, 3])
         assert wait_for_status(db, later, *ENDED).output == 2

@@ -47,7 +47,7 @@ def all_or_nothing(others: Querier) -> None:
     scene("Bea buys seats 2 and 3 in one transaction; her process is killed in the middle")
     with seller("Bea", "2", "3"):
         check(sold(others) == {1: "Ada"}, f"seat 2 is marked, and nobody sees it: {sold(others)}")
-        check(others.first_unlocked_seat() == 3, "but it is locked: the next that is not is 3")
+        check(others.first_unlocked_seat() == 3, "but it is locked: the first unlocked one is 3")
     wait_until(lambda: others.first_unlocked_seat() == 2, "seat 2 is unlocked")
     check(sold(others) == {1: "Ada"}, f"nothing was done, and seat 2 is unlocked: {sold(others)}")
 

@@ -14,7 +14,7 @@ limit 1
 for update;
 
 -- name: FirstUnlockedSeat :one
--- Locks the row until the transaction ends. Rows that somebody has locked: as if they were not there.
+-- Locks the row until the transaction ends. Passes over rows that somebody else has locked.
 select number from seats
 where sold_to is null
 order by number
@@ -30,7 +30,7 @@ order by number;
 select pg_backend_pid();
 
 -- name: WaitsFor :one
--- For whose locks does this server process wait? No row: it does not wait for a lock.
+-- Whose locks does this server process wait for? No row: it does not wait for a lock.
 select cast(pg_blocking_pids(pid) as int[]) as pids
 from pg_catalog.pg_stat_activity
 where pid = @pid and wait_event_type = 'Lock';

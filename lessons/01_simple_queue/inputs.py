@@ -18,7 +18,7 @@ class BadInput(ValueError):
 
 
 def check_function(function: object, rule: str, /, *args: Any, **kwargs: Any) -> str:
-    """The function's name. BadInput unless it can be called so, and has ended when it returns.
+    """The function's name. BadInput unless it takes these arguments and is done when it returns.
 
     rule: how such a function is written.
     """
@@ -91,7 +91,7 @@ def depth(text: str) -> int:
 def describe(error: BaseException) -> str:
     """`error` as text that can be stored, whatever it holds: NUL, half a surrogate, megabytes."""
     message = ", and its message cannot be read"
-    with suppress(BaseException):  # also one that ends the process
+    with suppress(BaseException):  # even one that ends the process
         message = f": {error}"
     return storable(f"{type_name(error)}{message}", MAX_ERROR_CHARACTERS)
 

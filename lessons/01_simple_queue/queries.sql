@@ -19,7 +19,7 @@ where id = (
 returning id, name, input;
 
 -- name: SucceedTask :execrows
--- Terminal is terminal: a task that is not running (any more) is left as it is, and 0 rows tell so.
+-- Terminal is terminal: a task that is not running (any more) is left as it is, and 0 rows say so.
 update tasks
 set status = 'succeeded', output = cast(@output as json)
 where id = @id and status = 'running';
@@ -34,7 +34,7 @@ select * from tasks
 where id = @id;
 
 -- name: ListTasks :many
--- The newest tasks, for people to look at. As text, which is cut: one row that Python cannot read,
+-- The newest tasks, for people to look at. As text, and cut short: one row that Python cannot read,
 -- or a megabyte in each, must not keep anybody from seeing the others.
 select id, left(name, 100) as name, left(cast(input as text), 200) as input, status,
     left(coalesce(error, cast(output as text), ''), 1000) as outcome

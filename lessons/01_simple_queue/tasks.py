@@ -9,7 +9,7 @@ from db.queries import Querier
 from inputs import BadInput, Json, check_function, to_json
 
 # Workers look functions up here and nowhere else; a name in a row is never imported. Whoever can
-# write to the table can run a registered function with an input of their own, and no other code.
+# write to the table can run a registered function with any input, and no other code.
 registry: dict[str, Callable[[Any], Json]] = {}
 
 Function = TypeVar("Function", bound=Callable[[Any], Json])

@@ -1,4 +1,4 @@
-"""A worker's connections: made again when they break; what was not carried out is sent again."""
+"""A worker's connections: remade when they break; what was not carried out is sent again."""
 
 import logging
 import time
@@ -15,7 +15,7 @@ HOPELESS = ("22021", "22P02", "22P05", "54000", "54001")
 
 log = logging.getLogger("worker")
 T = TypeVar("T")
-_said: dict[str, float] = {}  # when a trouble was last told; all threads have the same one
+_said: dict[str, float] = {}  # when a complaint was last logged; all threads have the same ones
 
 
 class Stopped(Exception):
@@ -56,7 +56,7 @@ def reason(error: Exception) -> str:
 
 
 def reconnect(connection: sa.Connection, error: Exception, pause: float) -> None:
-    """Let the connection go: it may be broken. After a pause, the next statement gets a new one."""
+    """Drop the connection: it may be broken. After a pause, the next statement gets a new one."""
     connection.invalidate()
     connection.rollback()
     complain(error)
@@ -67,10 +67,10 @@ def repeat(connection: sa.Connection, statement: Callable[[Querier], T]) -> T:
     """Send a statement, and send it again until the database carries it out.
 
     The line may be broken, the server read-only after a failover, a right missing: most of it
-    passes, and nothing of it is the task's fault. Raises DBAPIError if it is hopeless.
+    passes, and none of it is the task's fault. Raises DBAPIError if it is hopeless.
 
-    If a try did arrive, and only its answer was lost, the statement is carried out twice. So it
-    must be one that changes nothing the second time.
+    If a try arrived and only its answer was lost, the statement is carried out twice. So it must
+    be one that changes nothing the second time.
     """
     pause = pauses()
     while True:

@@ -19,7 +19,7 @@ class BadInput(ValueError):
 
 
 def check_queue(queue: object) -> None:
-    """BadInput for a name that cannot be, or that would look like another one."""
+    """BadInput for a name that cannot be stored, or that could be mistaken for another."""
     if not (isinstance(queue, str) and re.fullmatch(r"[A-Za-z0-9_.-]{1,100}", queue)):
         raise BadInput(f"a queue is named with 1 to 100 letters, digits, _ . -, not {queue!r}")
 
@@ -30,7 +30,7 @@ def check_number(what: str, number: int, least: int, most: int) -> None:
 
 
 def check_function(function: object, rule: str, /, *args: Any, **kwargs: Any) -> str:
-    """The function's name. BadInput unless it can be called so, and has ended when it returns.
+    """The function's name. BadInput unless it takes these arguments and is done when it returns.
 
     rule: how such a function is written.
     """
@@ -103,7 +103,7 @@ def depth(text: str) -> int:
 def describe(error: BaseException) -> str:
     """`error` as text that can be stored, whatever it holds: NUL, half a surrogate, megabytes."""
     message = ", and its message cannot be read"
-    with suppress(BaseException):  # also one that ends the process
+    with suppress(BaseException):  # even one that ends the process
         message = f": {error}"
     return storable(f"{type_name(error)}{message}", MAX_ERROR_CHARACTERS)
 

@@ -59,7 +59,7 @@ def free_slots(db: Database) -> None:
 
 
 def count_then_claim(db: Database) -> None:
-    scene("A limit of 3 for the whole queue: count, then claim as many as are missing")
+    scene("A limit of 3 for the whole queue: count, then claim as many as there is room for")
     enqueue_work(db, [0] * 20)
     with db.autocommit.connect() as one, db.autocommit.connect() as other:
         workers = (Querier(one), Querier(other))
@@ -83,7 +83,7 @@ def lock_and_count_in_one_statement(db: Database) -> None:
         one.commit()
         second.join()
         other.commit()
-        say("the first has committed; the second goes on, with the count of before its wait")
+        say("the first has committed; the second goes on with the count it took before it waited")
     feared(count(db, "running") == 6, "as feared: 6 tasks are running, and the limit is 3")
 
 
@@ -135,7 +135,7 @@ def enqueue_work(db: Database, seconds: Sequence[float | None], limit: int | Non
     """A task for each of `seconds`, into an empty queue; None for a task that does nothing."""
     app.outside.forget()
     with db.engine.begin() as connection:
-        # In the order in which a worker locks them: the other one can end in a deadlock.
+        # In the order in which a worker locks them: the opposite order can end in a deadlock.
         connection.execute(sa.text("truncate queue_limits, tasks"))
         if limit is not None:
             limit_queue(connection, "default", limit)
@@ -161,7 +161,7 @@ def most_at_once(effects: list[str]) -> int:
 
 
 def waiting_for_a_lock(db: Database) -> bool:
-    """Does one of this process's own connections wait?"""
+    """Is one of this process's own connections waiting?"""
     with db.connect() as connection:
         return connection.execute(
             "select exists (select from pg_stat_activity where wait_event_type = 'Lock'"

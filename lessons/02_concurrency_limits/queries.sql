@@ -22,10 +22,10 @@ select count(*) as running from tasks
 where queue = @queue and status = 'running';
 
 -- name: LookForWork :one
--- What a worker asks that has found nothing: a claim in a queue with a limit takes five statements.
--- Nothing is locked here, and the answer may be untrue in a moment. The claim itself counts again.
--- The limit comes first, as in a claim within it: what locks both tables, as truncate does, would
--- otherwise wait for this, and this for that.
+-- Asked by a worker that has found nothing: a claim in a queue with a limit takes five statements.
+-- Nothing is locked here, and the answer may be wrong a moment later. The claim itself counts again.
+-- The limit comes first, as in a claim within it: otherwise this and a statement that locks both
+-- tables, as truncate does, could wait for each other.
 -- `order by`, for the index: Postgres might otherwise look for the first queued row through the table.
 select cast(
     coalesce((
@@ -48,8 +48,8 @@ select cast(
 -- `for update` locks the row that was found: a second claim cannot take it too, and waits.
 -- `skip locked` lets it pass over rows that somebody has locked, and take the next one instead.
 -- The lock lasts until this statement commits; from then on, status = 'running' keeps others away.
--- `array(...)` is worked out once, before the update. `id in (select ...)` might be run again for each
--- row that it is compared with, and every time it would lock others.
+-- `array(...)` is evaluated once, before the update. `id in (select ...)` might be evaluated again for
+-- each row that it is compared with, and would lock other rows each time.
 -- limited: the caller has locked the queue's limit, and counted. Without that, a claim gets nothing
 -- from a queue that has a limit.
 update tasks
@@ -67,7 +67,7 @@ where id = any (array(
 returning id, name, input;
 
 -- name: SucceedTask :execrows
--- Terminal is terminal: a task that is not running (any more) is left as it is, and 0 rows tell so.
+-- Terminal is terminal: a task that is not running (any more) is left as it is, and 0 rows say so.
 update tasks
 set status = 'succeeded', output = cast(@output as json)
 where id = @id and status = 'running';
@@ -82,7 +82,7 @@ select * from tasks
 where id = @id;
 
 -- name: ListTasks :many
--- The newest tasks, for people to look at. As text, which is cut: one row that Python cannot read,
+-- The newest tasks, for people to look at. As text, and cut short: one row that Python cannot read,
 -- or a megabyte in each, must not keep anybody from seeing the others.
 select id, left(name, 100) as name, left(cast(input as text), 200) as input, status,
     left(coalesce(error, cast(output as text), ''), 1000) as outcome

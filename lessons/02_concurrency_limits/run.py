@@ -37,7 +37,7 @@ def run_task(connection: sa.Connection, task: ClaimTasksRow) -> None:
 def outcome_of(task: ClaimTasksRow) -> Succeeded | Failed:
     try:
         return Succeeded(to_json(call(task.name, task.input)))
-    # Also sys.exit(), and what asyncio raises when it is cancelled: a task takes no slot along.
+    # Even sys.exit(), and what asyncio raises when it is cancelled: a task must not end its slot.
     except BaseException as error:
         return Failed(describe(error))
 

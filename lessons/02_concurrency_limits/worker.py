@@ -53,7 +53,7 @@ class Worker:
 
     def run(self) -> None:
         # The slots come last, and make do with the connections that the server has left. The first
-        # one goes to the pool, for a claim within a limit.
+        # connection goes to the pool, for a claim within a limit.
         try:
             with connect(self._db.engine, self._is_stopping):
                 dispatcher = connect(self._db.autocommit, self._is_stopping)

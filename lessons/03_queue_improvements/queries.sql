@@ -41,10 +41,10 @@ select count(*) as running from tasks
 where queue = @queue and status = 'running';
 
 -- name: LookForWork :one
--- What a worker asks that has found nothing: a claim in a queue with a limit takes five statements.
--- Nothing is locked here, and the answer may be untrue in a moment. The claim itself counts again.
--- The limit comes first, as in a claim within it: what locks both tables, as truncate does, would
--- otherwise wait for this, and this for that.
+-- Asked by a worker that has found nothing: a claim in a queue with a limit takes five statements.
+-- Nothing is locked here, and the answer may be wrong a moment later. The claim itself counts again.
+-- The limit comes first, as in a claim within it: otherwise this and a statement that locks both
+-- tables, as truncate does, could wait for each other.
 -- `order by`, for the index: Postgres might otherwise look for the first queued row through the table.
 select cast(
     coalesce((
@@ -68,12 +68,12 @@ select cast(
 -- `for update` locks the row that was found: a second claim cannot take it too, and waits.
 -- `skip locked` lets it pass over rows that somebody has locked, and take the next one instead.
 -- The lock lasts until this statement commits; from then on, status = 'running' keeps others away.
--- `array(...)` is worked out once, before the update. `id in (select ...)` might be run again for each
--- row that it is compared with, and every time it would lock others.
+-- `array(...)` is evaluated once, before the update. `id in (select ...)` might be evaluated again for
+-- each row that it is compared with, and would lock other rows each time.
 -- limited: the caller has locked the queue's limit, and counted. Without that, a claim gets nothing
 -- from a queue that has a limit.
--- A worker that was taken for dead gets nothing until it has registered anew: others would take it
--- back at once.
+-- A worker that was taken for dead gets nothing until it has registered again: others would take its
+-- tasks back at once.
 -- skip: how many to pass over, at the head of the queue; see all_but_refused.
 -- The input as text: one that Python cannot parse (5,000 digits) must fail its own task, not the claim.
 update tasks
@@ -111,8 +111,8 @@ set status = 'waiting', run_at = clock_timestamp() + cast(@delay as interval),
 where id = @id and attempt = @attempt and status = 'running';
 
 -- name: WakeTasks :many
--- `(select clock_timestamp())` is worked out once. Without the `select` it could change from row to
--- row, so no index can be searched for it, and every waiting task would be looked at.
+-- `(select clock_timestamp())` is evaluated once. Without the `select` it could change from row to
+-- row, so no index could be searched for it, and every waiting task would be looked at.
 update tasks
 set status = 'queued'
 where id = any (array(
@@ -126,9 +126,9 @@ returning id;
 
 -- name: TakeBackTasks :many
 -- Runs that took too long, and those whose worker is not alive. Every worker calls this, and several
--- do so at once. `skip locked`: nobody waits for another who takes the same task back. The attempt:
--- between looking and locking, that other may be done and the task may run again, on a worker that
--- is well. What was found lost is lost in that attempt only.
+-- do so at once. `skip locked`: none waits for a task that another is taking back. The attempt: between
+-- the look and the lock, the other may have committed, and the task may run again, on a worker that is
+-- well. What was found lost is lost in that attempt only.
 with lost as materialized (
     select tasks.id, tasks.attempt from tasks
     left join workers on workers.id = tasks.worker_id
@@ -154,9 +154,9 @@ returning id, name, status, attempt, error;
 
 -- name: GiveBackTasks :many
 -- Of one worker: what it does not run, though the row says so. The answer to a claim never arrived, or
--- the database refused what a run had to store. The worker is the only one that can know; to all others
--- these tasks look as if they were running. The attempt does not count: the task is not to blame.
--- running: task and attempt, as in '7/2'. An older attempt of the same task may run here still.
+-- the database refused what a run had to store. Only the worker itself can know; to everybody else these
+-- tasks look as if they were running. The attempt does not count: the task is not to blame.
+-- running: task and attempt, as in '7/2'. An older attempt of the same task may still be running here.
 update tasks
 set status = 'queued', uncounted = uncounted + 1
 where id = any (array(
@@ -182,9 +182,9 @@ set alive_until = clock_timestamp() + cast(@lease as interval)
 where id = @id;
 
 -- name: BuryWorkers :many
--- A heartbeat that comes at the same moment waits for the row's lock and then finds no row, or has
--- the lock, and is passed over here: a worker is never both alive and buried.
--- Whoever asks is alive. If its machine has slept, its own lease may have run out all the same.
+-- A heartbeat at the same moment either waits for the row's lock and then finds no row, or holds the
+-- lock, and the row is passed over here: a worker is never both alive and buried.
+-- The worker that asks is alive, even if its lease has run out: its machine may have slept.
 delete from workers
 where id = any (array(
     select id from workers
@@ -207,7 +207,7 @@ select * from tasks
 where id = @id;
 
 -- name: ListTasks :many
--- The newest tasks, for people to look at. As text, which is cut: one row that Python cannot read,
+-- The newest tasks, for people to look at. As text, and cut short: one row that Python cannot read,
 -- or a megabyte in each, must not keep anybody from seeing the others.
 select id, left(name, 100) as name, left(cast(input as text), 200) as input, status,
     cast(attempt - uncounted as int) as tries, max_attempts,

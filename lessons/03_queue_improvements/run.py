@@ -49,7 +49,7 @@ def run_task(connection: sa.Connection, task: ClaimTasksRow, timing: Timing) -> 
 def outcome_of(task: ClaimTasksRow, timing: Timing) -> Succeeded | Failed | Again:
     try:
         return ended_with(call(task.name, json.loads(task.input)))
-    # Also sys.exit(), and what asyncio raises when it is cancelled: a task takes no slot along.
+    # Even sys.exit(), and what asyncio raises when it is cancelled: a task must not end its slot.
     except BaseException as error:
         return failure(task, timing, error)
 

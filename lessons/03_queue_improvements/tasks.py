@@ -21,7 +21,7 @@ from inputs import (
 )
 
 # Workers look functions up here and nowhere else; a name in a row is never imported. Whoever can
-# write to the table can run a registered function with an input of their own, and no other code.
+# write to the table can run a registered function with any input, and no other code.
 registry: dict[str, Callable[[Any], Json]] = {}
 
 Function = TypeVar("Function", bound=Callable[[Any], Json])
@@ -32,7 +32,7 @@ class NonRetryableError(Exception):
 
 
 class TaskOptions(TypedDict, total=False):
-    """What a new task can be given beside its input; check_options knows the defaults.
+    """What a new task can be given besides its input; check_options knows the defaults.
 
     priority: higher goes first. timeout: for each attempt.
     """
@@ -68,8 +68,8 @@ def enqueue(
     It is one INSERT on the caller's connection. In a transaction, the task is there for the workers
     when that transaction commits, and never was if it rolls back.
 
-    delay: not before. idempotency_key: a second enqueue of this name with this key returns the
-    first one's id.
+    delay: it does not run before. idempotency_key: a second enqueue of this name with this key
+    returns the first one's id.
     """
     if name not in list(registry):  # not `in registry`: a dict as a name would be a TypeError
         known = ", ".join(sorted(registry)) or "none; import the module with the tasks"

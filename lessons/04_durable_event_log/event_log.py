@@ -14,8 +14,8 @@ Entry = LoadLogRow  # a row of event_log
 class EventLog:
     """The entries, in the order of the function's calls, and how far the function has come.
 
-    Up to the end of the log, it gets its answers from there. Behind it, it does what has never been
-    done before.
+    Up to the end of the log, the function gets its answers from there. Behind it, it does what has
+    never been done before.
     """
 
     def __init__(self, fence: Fence) -> None:
@@ -24,7 +24,7 @@ class EventLog:
         self._thread = threading.get_ident()
         self._fence = fence
         self._entries: list[Entry] = []
-        # Errors that the function has been told in this run. If it goes on, they are settled.
+        # Errors that this run has told the function. If the function goes on, they are settled.
         self._told: list[Entry] = []
         # The first attempt has nothing to load. A log that was filled from outside (a copy of
         # another one, a repaired backup) is ignored in it: set such a task's attempt to 1 first.
@@ -36,7 +36,7 @@ class EventLog:
             del self._entries[-1]
 
     def next(self) -> Entry | None:
-        """Move to the next position; the entry that is recorded there, or None behind the end."""
+        """Move to the next position, and return the entry recorded there; None behind the end."""
         self.check()
         self.position += 1
         if self.position <= len(self._entries):
@@ -47,7 +47,7 @@ class EventLog:
     def check(self) -> None:
         """May the function ask for anything? Raises what has interrupted the run, or StepInStep.
 
-        Several threads would come to their positions in another order each time: FinalBadInput.
+        Several threads would take their positions in a different order each time: FinalBadInput.
         """
         if threading.get_ident() != self._thread:
             raise FinalBadInput(
@@ -71,15 +71,15 @@ class EventLog:
         self._entries.append(entry)
 
     def told(self, entry: Entry) -> None:
-        """The function gets to know the error of this entry."""
+        """The function is told the error of this entry."""
         if not entry.settled:
             self._told.append(entry)
 
     def _settle(self) -> None:
         """The function goes on after an error: from here on, no run tries that step again.
 
-        This is written before the next step is done. Otherwise, after a crash in that one's gap,
-        the failed step might succeed, although what is right after its failure was done already.
+        This is written before the next step is done. Otherwise, after a crash in that step's gap,
+        the failed step might succeed, although what follows its failure was done already.
         """
         if self._told:
             positions = [entry.position for entry in self._told]
@@ -90,7 +90,7 @@ class EventLog:
 
 
 def as_text(value: Json) -> str:
-    """As to_json does it, but without the checks: what becomes an entry has passed them."""
+    """As to_json, without the checks: what becomes an entry has passed them."""
     return json.dumps(value, ensure_ascii=False)
 
 
@@ -112,6 +112,6 @@ def check_error(fence: Fence, position: int, error: Json) -> None:
 def may_be_tried_again(last: Entry) -> bool:
     """An error at the end of the log: nothing depends on it, unless the function went on from it.
 
-    Nor is the step tried again if it said that this is of no use.
+    A step that said that trying again is of no use is not tried again either.
     """
     return last.error is not None and not last.settled and not last.error["final"]

@@ -70,7 +70,7 @@ def everywhere(db: Database) -> None:
         if times != again or keys != 3:
             check(False, f"expected {again} effects with 3 keys")
     check(True, "a recorded step is never done again; one that was not yet recorded is")
-    say("Both tries of a step have the same key: by it, and by nothing else, the bank can tell")
+    say("Both tries of a step have the same key: only by that can the bank tell")
 
 
 def declined_card(db: Database) -> None:

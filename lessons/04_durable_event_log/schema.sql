@@ -46,16 +46,16 @@ create table tasks (
     priority   int not null default 0,       -- higher goes first
     run_at     timestamptz,                  -- waiting until then
     -- How long an attempt may take. Bounded: one row with a million years would make the arithmetic
-    -- of TakeBackTasks fail, and so for all rows.
+    -- of TakeBackTasks fail, for every row.
     timeout    interval constraint timeout_bounded
                check (timeout between interval '0' and interval '3650 days'),
     attempt    int not null default 0,       -- grows by one with every claim
     max_attempts int not null default 5 constraint one_attempt_at_least check (max_attempts > 0),
     uncounted  int not null default 0,       -- how many of its attempts do not count as tries
-    worker_id  bigint,                       -- who runs it, or ran it last
+    worker_id  bigint,                       -- the worker that runs it, or ran it last
     started_at timestamptz,                  -- when its last attempt began
     idempotency_key text,
-    log_id     uuid not null default gen_random_uuid(),  -- the idempotency keys of its steps begin so
+    log_id     uuid not null default gen_random_uuid(),  -- its steps' idempotency keys begin with it
     created_at timestamptz not null default clock_timestamp(),
     constraint output_if_succeeded check ((status = 'succeeded') = (output is not null)),
     constraint error_if_failed check (status <> 'failed' or error is not null),
@@ -79,8 +79,8 @@ create index tasks_waiting on tasks (run_at) where status = 'waiting';
 -- CountRunning counts the entries of one queue. There are never more of them than its limit.
 create index tasks_running on tasks (queue) where status = 'running';
 
--- One task for a name and a key. Whatever is not in an index costs it nothing: a unique constraint
--- would have an entry for each task without a key, and another one whenever its row changes.
+-- One task for a name and a key. A task without a key has no entry here, and costs nothing; a unique
+-- constraint would have one for it, and one more whenever its row changes.
 create unique index tasks_keys on tasks (name, idempotency_key) where idempotency_key is not null;
 
 create table queue_limits (

@@ -29,7 +29,7 @@ class BadInput(ValueError):
 
 
 def check_queue(queue: object) -> None:
-    """BadInput for a name that cannot be, or that would look like another one."""
+    """BadInput for a name that cannot be stored, or that could be mistaken for another."""
     if not (isinstance(queue, str) and re.fullmatch(r"[A-Za-z0-9_.-]{1,100}", queue)):
         raise BadInput(f"a queue is named with 1 to 100 letters, digits, _ . -, not {queue!r}")
 
@@ -40,7 +40,7 @@ def check_number(what: str, number: int, least: int, most: int) -> None:
 
 
 def check_duration(what: str, duration: object, least: timedelta = timedelta(0)) -> None:
-    """BadInput for no duration at all, and for one that leads to a year that Python cannot read."""
+    """BadInput for what is not a duration, or leads to a year that Python cannot read."""
     if not (isinstance(duration, timedelta) and least <= duration <= MAX_DURATION):
         raise BadInput(
             f"{what} is a timedelta from {least or 0} to {MAX_DURATION.days:,} days, "
@@ -55,7 +55,7 @@ def check_name(name: object) -> None:
 
 
 def check_key(key: object) -> None:
-    """BadInput for an empty key, and for one that an index entry cannot hold."""
+    """BadInput for an empty key, or one that an index entry cannot hold."""
     if key is not None and not (isinstance(key, str) and re.fullmatch(r"[ -~]{1,200}", key)):
         raise BadInput(
             f"an idempotency key is 1 to 200 printable ASCII characters, not {key!r:.50}"
@@ -63,7 +63,7 @@ def check_key(key: object) -> None:
 
 
 def check_function(function: object, rule: str, /, *args: Any, **kwargs: Any) -> str:
-    """The function's name. BadInput unless it can be called so, and has ended when it returns.
+    """The function's name. BadInput unless it takes these arguments and is done when it returns.
 
     rule: how such a function is written.
     """
@@ -121,7 +121,7 @@ def to_json(value: Json) -> str:
 
 
 def canonical(value: Json) -> str:
-    """The same text for the same JSON, in whatever order the keys of a dict are.
+    """The same text for the same JSON, whatever the order of a dict's keys.
 
     As text, because in Python 1 == 1.0 == True. In ASCII, because some characters look alike.
     """
@@ -152,7 +152,7 @@ def depth(text: str) -> int:
 def describe(error: BaseException) -> str:
     """`error` as text that can be stored, whatever it holds: NUL, half a surrogate, megabytes."""
     message = ", and its message cannot be read"
-    with suppress(BaseException):  # also one that ends the process
+    with suppress(BaseException):  # even one that ends the process
         message = f": {error}"
     return storable(f"{type_name(error)}{message}", MAX_ERROR_CHARACTERS)
 

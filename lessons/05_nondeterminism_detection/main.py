@@ -90,7 +90,7 @@ def put_right(db: Database) -> None:
 
 
 def four_identities() -> None:
-    scene("What a log entry is known by, and what each edit comes to then")
+    scene("Four ways to recognise a log entry, and what each edit leads to")
     table = Table("edit", *IDENTITIES)
     for edit, program in EDITS.items():
         table.add_row(edit, *(verdict(program, known_by) for known_by in IDENTITIES.values()))

@@ -53,7 +53,7 @@ def outcome_of(fence: Fence, timing: Timing) -> Succeeded | Failed | Again:
         return ended_with(call(fence))
     except Interrupted:
         raise
-    # Also sys.exit(), and what asyncio raises when it is cancelled: a task takes no slot along.
+    # Even sys.exit(), and what asyncio raises when it is cancelled: a task must not end its slot.
     except BaseException as error:
         return failure(fence.task, timing, error)
 

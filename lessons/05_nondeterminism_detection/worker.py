@@ -80,7 +80,7 @@ class Worker:
 
     def run(self) -> None:
         # The slots come last, and make do with the connections that the server has left. The first
-        # one goes to the pool, for a claim within a limit.
+        # connection goes to the pool, for a claim within a limit.
         try:
             with connect(self._db.engine, self._is_stopping):
                 dispatcher, heart, upkeep = (
@@ -102,7 +102,7 @@ class Worker:
             for _ in range(self.slots):
                 self._handed_over.put(None)
         # Not for a thread that is still in a task: Python cannot stop it, only the process can end.
-        # The others end at once, unless the database hangs. No heartbeat after the unregistering.
+        # The others end at once, unless the database hangs. No heartbeat may follow `end`.
         for thread in threads[self.slots :] if self._running else threads:
             thread.join(timeout=1)
         self.lease.end(self._db, self._running.copy())
@@ -111,7 +111,7 @@ class Worker:
         log.info("worker %s: stopped, %d tasks abandoned", self.name, len(self._running))
 
     def _register(self, connection: sa.Connection) -> None:
-        """Wait until the database takes it: a standby may be promoted. Raises Stopped."""
+        """Wait until the database accepts it: a standby may be promoted. Raises Stopped."""
         pause = pauses()
         while not self._is_stopping():
             try:
@@ -188,7 +188,7 @@ class Worker:
                     self._look_again.set()
 
     def _stay_alive(self, connection: sa.Connection) -> None:
-        """Renew the lease, also while the running tasks are drained.
+        """Renew the lease, even while the running tasks are drained.
 
         On a connection of its own: it must not wait behind anything that takes long.
         """
@@ -197,7 +197,7 @@ class Worker:
             keep_doing(self.lease.renew, connection, lambda: pause, until=self._drained)
 
     def _keep_up(self, connection: sa.Connection) -> None:
-        """One chore after the other: what keeps one from being done does not keep the others."""
+        """One chore after the other: one that cannot be done does not stop the others."""
         chores = [self.lease.bury_others, *CHORES, self._give_back]
         turn = itertools.cycle(chores)
 

@@ -22,8 +22,8 @@ class ChildError(FinalStepError):
     """A child task has failed for good."""
 
     def __init__(self, child: str, error: dict[str, Any]) -> None:
-        # A child that failed because of its own child tells of that: the path, and the cause. The
-        # middle of a long path is left out, so that the cause is not cut off.
+        # A child that failed because of its own child says so: the path, and the cause. The middle
+        # of a long path is left out, so that the cause is not cut off.
         path, cause = [child], error["error"]
         if error["type"] == "ChildError":
             below, _, cause = cause.removeprefix("ChildError: ").partition(": ")
@@ -57,9 +57,9 @@ class Children:
     ) -> Pending[R]:
         """Start a child task, and do not wait for it. Raises FinalBadInput.
 
-        function: registered with `task` or `durable`. options: as of `enqueue`, but that the queue
-        is the parent's. The log entry and the child's row are written in one statement: there is
-        never one without the other.
+        function: registered with `task` or `durable`. options: as for `enqueue`; the queue, if
+        none is given, is the parent's. Log entry and child row are written in one statement: there
+        is never one without the other.
         """
         with final():  # before anything else: a child that is refused takes no position
             if not is_task(function):
@@ -93,7 +93,7 @@ class Children:
         return [self.result(one) for one in pending]
 
     def as_completed(self, *pending: Pending[R]) -> Iterator[Pending[R]]:
-        """The children, each as soon as it has ended. Their order is recorded with their ends."""
+        """The children, each as soon as it has ended. The order is recorded with their ends."""
         left = self._positions(pending)
         while left:
             ended = self._log.wait(left, enough=1)

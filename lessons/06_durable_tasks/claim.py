@@ -58,9 +58,9 @@ def claim_within_limit(
 def limit_queue(connection: sa.Connection, queue: str, max_running: int) -> None:
     """Let at most `max_running` tasks of the queue run at once, over all workers; 0 pauses it.
 
-    Running tasks are left alone. Workers keep to it from their next claim on; until the caller's
-    transaction ends, they wait with that. Only a queue's very first limit lets the claims pass that
-    are under way at that moment. Raises BadInput.
+    Running tasks are left alone. Workers keep to it from their next claim on, and that claim waits
+    until the caller's transaction ends. Only a queue's very first limit lets claims pass that are
+    under way at that moment. Raises BadInput.
     """
     check_queue(queue)
     check_number("a limit", max_running, 0, MAX_INT)

@@ -1,4 +1,4 @@
-"""A worker's connections: made again when they break; what was not carried out is sent again."""
+"""A worker's connections: remade when they break; what was not carried out is sent again."""
 
 import logging
 import time
@@ -18,7 +18,7 @@ MAX_PASSED_OVER = 100
 
 log = logging.getLogger("worker")
 T = TypeVar("T")
-_said: dict[str, float] = {}  # when a trouble was last told; all threads have the same one
+_said: dict[str, float] = {}  # when a complaint was last logged; all threads have the same ones
 
 
 class Stopped(Exception):
@@ -59,7 +59,7 @@ def reason(error: Exception) -> str:
 
 
 def reconnect(connection: sa.Connection, error: Exception, pause: float) -> None:
-    """Let the connection go: it may be broken. After a pause, the next statement gets a new one."""
+    """Drop the connection: it may be broken. After a pause, the next statement gets a new one."""
     connection.invalidate()
     connection.rollback()
     complain(error)
@@ -69,12 +69,12 @@ def reconnect(connection: sa.Connection, error: Exception, pause: float) -> None
 def repeat(connection: sa.Connection, statement: Callable[[Querier], T]) -> T:
     """Send a statement, and send it again until the database carries it out.
 
-    The line may be broken, the server read-only after a failover, a right missing: most of it
-    passes, and nothing of it is the task's fault. Raises the error if it is hopeless, or if a
+    The line may be broken, the server read-only after a failover, a right missing: most of that
+    passes, and none of it is the task's fault. Raises the error if it is hopeless, or if a
     database that can be reached has refused for some seconds.
 
-    If a try did arrive, and only its answer was lost, the statement is carried out twice. So it
-    must be one that changes nothing the second time.
+    If a try arrived and only its answer was lost, the statement is carried out twice. So it must
+    be one that changes nothing the second time.
     """
     pause = pauses()
     refusals = 0
@@ -146,7 +146,7 @@ def keep_doing(
     *,
     until: Event,
 ) -> None:
-    """Again and again, with a pause of so many seconds; after an error, with growing pauses."""
+    """Again and again, with a pause of `pause()` seconds; after an error, with growing pauses."""
     seconds, refused = pause(), pauses()
     while not until.wait(seconds):
         try:

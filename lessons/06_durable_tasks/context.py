@@ -30,7 +30,7 @@ class Context(Children):
     """What a durable task does its steps with. It belongs to one run.
 
     The function may run many times, from the beginning each time. Steps that are in the log are
-    answered from it. So what is outside of steps has to do the same every time, and must have no
+    answered from it. So the code outside of steps has to do the same every time, and must have no
     effects of its own.
     """
 
@@ -43,7 +43,7 @@ class Context(Children):
     def step(
         self, function: Callable[Concatenate[str, P], R], /, *args: P.args, **kwargs: P.kwargs
     ) -> R:
-        """Return what `function(key, *args, **kwargs)` returns, and call it only if need be.
+        """Return what `function(key, *args, **kwargs)` returns; called if the log has no answer.
 
         key: an idempotency key, the same whenever this step of this task is tried. The step may run
         twice, if the worker dies between doing it and recording it; another system that is given
@@ -61,8 +61,8 @@ class Context(Children):
             entry = self._log.next("step", name, input)
             key = self._key(name, input)
         if entry is None:
-            # A copy: what a step does to its arguments must not reach the function. It would not in
-            # a later run, which does not call the step, and what is asked next would differ.
+            # A copy: what a step does to its arguments must not reach the function. A later run
+            # does not call the step, would find them unchanged, and might ask for something else.
             args, kwargs = json.loads(input)
             entry = self._do(name, input, lambda: function(key, *args, **kwargs))
         if entry.error is None:
@@ -74,10 +74,10 @@ class Context(Children):
         self._log.end(returned)
 
     def _key(self, name: str, input: str) -> str:
-        """Of this log, this step, and the how-many-th that is the same: not of its position.
+        """Made of the log, the step, and how many equal steps came before: not of its position.
 
-        So another step never gets this key, not even if it comes to stand in the place of this one;
-        and this one keeps its key if a step is put before it.
+        So a different step never gets this key, not even if it comes to stand in its place; and
+        this one keeps its key if a step is put before it.
         """
         step = f"{name} {canonical(json.loads(input))}"
         self._asked[step] += 1
@@ -90,7 +90,7 @@ class Context(Children):
         self._log.in_step = True
         try:
             output = call()
-        except BaseException as raised:  # also sys.exit(), and what asyncio raises
+        except BaseException as raised:  # even sys.exit(), and what asyncio raises
             error = error_entry(raised)
         finally:
             self._log.in_step = False

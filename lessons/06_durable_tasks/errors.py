@@ -1,4 +1,4 @@
-"""Errors of steps: as the log keeps them, and as the function gets to see them."""
+"""Errors of steps: as the log keeps them, and as the function sees them."""
 
 import traceback
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ class FinalBadInput(BadInput, NonRetryableError):
 
 @contextmanager
 def final() -> Iterator[None]:
-    """What is refused in here, is refused for good."""
+    """What is refused in here is refused for good."""
     try:
         yield
     except BadInput as error:
@@ -27,9 +27,9 @@ class StepInStep(NonRetryableError):
 
 
 class StepError(Exception):
-    """A step has failed. It is the same in the run in which it did and in every later one.
+    """A step has failed. The error is the same in the run that did the step and in every later one.
 
-    step: its name. type: of what it raised. traceback: where it did, for people.
+    step: its name. type: of what it raised. traceback: where it raised it, for people.
     """
 
     def __init__(self, step: str, error: dict[str, Any]) -> None:
@@ -40,7 +40,7 @@ class StepError(Exception):
 
 
 class FinalStepError(StepError, NonRetryableError):
-    """A step has failed, and said that trying again is of no use."""
+    """A step has failed, and has said that trying again is of no use."""
 
 
 def error_entry(error: BaseException) -> dict[str, Any]:

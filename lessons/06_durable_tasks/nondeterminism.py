@@ -13,7 +13,7 @@ from tasks import registry
 
 
 class NonDeterminismError(Hopeless):
-    """The function asks for something else than what its log has recorded."""
+    """The function asks for something other than what its log has recorded."""
 
 
 def mismatch(
@@ -51,7 +51,7 @@ def explain(position: int, recorded: tuple[str, ...], asked: tuple[str, ...]) ->
 
 
 def excerpt(text: str, other: str) -> str:
-    """What fits into a column; of a long text, the place where the two begin to differ."""
+    """What fits into a column: of a long text, the part where the two begin to differ."""
     pairs = enumerate(zip(text, other, strict=False))
     differ = next((n for n, (a, b) in pairs if a != b), min(len(text), len(other)))
     long = max(len(text), len(other)) > COLUMN
@@ -76,6 +76,6 @@ def called_from() -> str:
 
 
 def returned_from(name: str) -> str:
-    """Where the function stands that has returned."""
+    """Where the function that has returned stands."""
     code = cast(FunctionType, inspect.unwrap(registry[name].function)).__code__
     return f'  File "{code.co_filename}", line {code.co_firstlineno}, in {name}\n    has returned'

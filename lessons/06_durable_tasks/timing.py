@@ -1,4 +1,4 @@
-"""How often a worker looks, and how long a failed task waits."""
+"""How often a worker looks for work, and how long a failed task waits."""
 
 import random
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from datetime import timedelta
 
 @dataclass(frozen=True)
 class Timing:
-    """poll, upkeep: seconds between two looks, at the queue and after everything else."""
+    """poll: seconds between two looks for work. upkeep: seconds for one round of all chores."""
 
     poll: float = 0.1
     upkeep: float = 0.4
@@ -21,5 +21,5 @@ class Timing:
         and never above an hour. Jitter, because tasks that failed together should not come back
         together. See AWS, "Exponential Backoff and Jitter".
         """
-        doublings = min(attempt - 1, 12)  # 2 ** 10,000 is no number for a duration
+        doublings = min(attempt - 1, 12)  # 2 ** 10,000 does not fit into a duration
         return random.uniform(0, 1) * min(self.first_backoff * 2**doublings, self.max_backoff)

@@ -1,9 +1,9 @@
 """What a person does to a task: end it, give it another attempt, run it again from the beginning.
 
 In the caller's transaction, which must roll back on BadInput. One rule for all of them: lock the
-rows, then look, then act. Children are locked before their parents, in the order of their ids; a
-task before its log. Which rows there are to lock, one has to look first: if that is not the same
-when they are locked, the operation is refused.
+rows, then look, then act. Children are locked before their parents, the greatest id first; a task
+before its log. To know which rows to lock takes a look, too: if that look gives something else once
+they are locked, the operation is refused.
 """
 
 import sqlalchemy as sa

@@ -15,14 +15,14 @@ Entry = LoadLogRow  # a row of event_log
 
 
 class Suspended(Interrupted):
-    """The task waits, and has no slot meanwhile. It will be run again from its log."""
+    """The task waits, and holds no slot meanwhile. It will be run again from its log."""
 
 
 class EventLog:
     """The entries, in the order of the function's calls, and how far the function has come.
 
-    Up to the end of the log, it gets its answers from there. Behind it, it does what has never been
-    done before.
+    Up to the end of the log, the function gets its answers from there. Behind it, it does what has
+    never been done before.
     """
 
     def __init__(self, fence: Fence) -> None:
@@ -32,7 +32,7 @@ class EventLog:
         self._thread = threading.get_ident()
         self._fence = fence
         self._entries: list[Entry] = []
-        # Errors that the function has been told in this run. If it goes on, they are settled.
+        # Errors that this run has told the function. If the function goes on, they are settled.
         self._told: list[Entry] = []
         # The first attempt has nothing to load. A log that was filled from outside (a copy of
         # another one, a repaired backup) is ignored in it: set such a task's attempt to 1 first.
@@ -46,9 +46,9 @@ class EventLog:
         self._completions = max([fence.task.completions, *known])
 
     def next(self, kind: str, name: str, input: str) -> Entry | None:
-        """Move to the next position; the entry that is recorded there, or None behind the end.
+        """Move to the next position, and return the entry recorded there; None behind the end.
 
-        Raises NonDeterminismError if the entry is the answer to another question.
+        Raises NonDeterminismError if the entry is the answer to a different question.
         """
         self.check()
         self.position += 1
@@ -60,8 +60,8 @@ class EventLog:
     def end(self, returned: bool) -> None:
         """The function has ended. Raises NonDeterminismError if it returned and its log goes on.
 
-        What has interrupted the run is raised again, whatever the function has made of it: a bare
-        `except:` may have swallowed it, or raised another error instead.
+        What has interrupted the run is raised again, whatever the function made of it: a bare
+        `except:` may have swallowed it, or raised a different error instead.
         """
         self._fence.check()
         self._thread = 0
@@ -78,7 +78,7 @@ class EventLog:
     def check(self) -> None:
         """May the function ask for anything? Raises what has interrupted the run, or StepInStep.
 
-        Several threads would come to their positions in another order each time: FinalBadInput.
+        Several threads would take their positions in a different order each time: FinalBadInput.
         """
         if threading.get_ident() != self._thread:
             raise FinalBadInput(
@@ -112,10 +112,10 @@ class EventLog:
         return self.position
 
     def wait(self, positions: list[int], enough: int) -> list[Entry]:
-        """Return when `enough` of these entries are complete, the first to be so first.
+        """Return when `enough` of these entries are complete, in the order of their completion.
 
-        Until then, suspend. To suspend is refused if an entry has been completed since we looked:
-        there may be nothing to wait for.
+        Until then, suspend. Suspending is refused if an entry was completed since we looked: there
+        may be nothing left to wait for.
         """
         self.check()
         while True:
@@ -137,7 +137,7 @@ class EventLog:
                 self._fence.lost()
 
     def _load_completions(self) -> int:
-        """Read what has been completed that this run does not know of yet; how many entries."""
+        """Read the completions that this run does not know of yet; returns how many there are."""
         task_id, known = self._fence.task.id, self._completions
         news: list[LoadCompletionsRow] = self._fence.send(
             lambda queries: list(queries.load_completions(task_id=task_id, after_completion=known))
@@ -150,15 +150,15 @@ class EventLog:
         return len(news)
 
     def told(self, entry: Entry) -> None:
-        """The function gets to know the error of this entry."""
+        """The function is told the error of this entry."""
         if not entry.settled:
             self._told.append(entry)
 
     def _settle(self) -> None:
         """The function goes on after an error: from here on, no run tries that step again.
 
-        This is written before the next step is done. Otherwise, after a crash in that one's gap,
-        the failed step might succeed, although what is right after its failure was done already.
+        This is written before the next step is done. Otherwise, after a crash in that step's gap,
+        the failed step might succeed, although what follows its failure was done already.
         """
         if self._told:
             positions = [entry.position for entry in self._told]
@@ -173,7 +173,7 @@ def pending_entry(position: int, kind: str, name: str, input: str) -> Entry:
 
 
 def as_text(value: Json) -> str:
-    """As to_json does it, but without the checks: what becomes an entry has passed them."""
+    """As to_json, without the checks: what becomes an entry has passed them."""
     return json.dumps(value, ensure_ascii=False)
 
 
@@ -195,6 +195,6 @@ def check_error(fence: Fence, position: int, error: Json) -> None:
 def may_be_tried_again(last: Entry) -> bool:
     """An error at the end of the log: nothing depends on it, unless the function went on from it.
 
-    Nor is the step tried again if it said that this is of no use.
+    A step that said that trying again is of no use is not tried again either.
     """
     return last.error is not None and not last.settled and not last.error["final"]

@@ -1,4 +1,4 @@
-"""The fence: a run can write only as long as its task is in its attempt."""
+"""The fence: a run can write only as long as its task is still in that run's attempt."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,11 +29,11 @@ class Refused(Interrupted):
 
 
 class Hopeless(Interrupted):
-    """It would be so in every run: the task fails, with this sentence."""
+    """Every run would come to the same: the task fails, with this sentence."""
 
 
 class Fence:
-    """All that a run writes goes through here, and names the task and the attempt.
+    """Everything that a run writes goes through here, and names the task and the attempt.
 
     What goes wrong here is never an error of the task's function. It holds only if the database
     never forgets a claim: a backup that is restored gives the same attempt out again.
@@ -61,7 +61,7 @@ class Fence:
         return changed
 
     def try_to_write(self, statement: Callable[..., T], **values: Any) -> T:
-        """If nothing was changed (falsy), it is not always because the task is lost."""
+        """Send a statement; if it changes nothing (falsy), the task is not always lost."""
         id, attempt = self.task.id, self.task.attempt
         return self.send(lambda queries: statement(queries, id=id, attempt=attempt, **values))
 

@@ -26,7 +26,7 @@ class Lease:
 
     def renew(self, queries: Querier) -> None:
         if queries.heartbeat(id=self.worker_id, lease=self.duration) == 0:
-            log.warning("worker %s: was taken for dead, registers anew", self.name)
+            log.warning("worker %s: was taken for dead, registers again", self.name)
             self.register(queries)
 
     def bury_others(self, queries: Querier) -> None:
@@ -47,7 +47,7 @@ class Lease:
             log.warning("task %d, attempt %d: given back", task.id, task.attempt)
 
     def end(self, db: Database, running: set[tuple[int, int]]) -> None:
-        """From here on, what is still running counts as abandoned, and is taken back at once."""
+        """From here on, whatever still runs counts as abandoned, and is taken back at once."""
         try:
             with db.autocommit.connect() as connection:
                 queries = Querier(connection)

@@ -41,10 +41,10 @@ select count(*) as running from tasks
 where queue = @queue and status = 'running';
 
 -- name: LookForWork :one
--- What a worker asks that has found nothing: a claim in a queue with a limit takes five statements.
--- Nothing is locked here, and the answer may be untrue in a moment. The claim itself counts again.
--- The limit comes first, as in a claim within it: what locks both tables, as truncate does, would
--- otherwise wait for this, and this for that.
+-- Asked by a worker that has found nothing: a claim in a queue with a limit takes five statements.
+-- Nothing is locked here, and the answer may be wrong a moment later. The claim itself counts again.
+-- The limit comes first, as in a claim within it: otherwise this and a statement that locks both
+-- tables, as truncate does, could wait for each other.
 -- `order by`, for the index: Postgres might otherwise look for the first queued row through the table.
 select cast(
     coalesce((
@@ -68,12 +68,12 @@ select cast(
 -- `for update` locks the row that was found: a second claim cannot take it too, and waits.
 -- `skip locked` lets it pass over rows that somebody has locked, and take the next one instead.
 -- The lock lasts until this statement commits; from then on, status = 'running' keeps others away.
--- `array(...)` is worked out once, before the update. `id in (select ...)` might be run again for each
--- row that it is compared with, and every time it would lock others.
+-- `array(...)` is evaluated once, before the update. `id in (select ...)` might be evaluated again for
+-- each row that it is compared with, and would lock other rows each time.
 -- limited: the caller has locked the queue's limit, and counted. Without that, a claim gets nothing
 -- from a queue that has a limit.
--- A worker that was taken for dead gets nothing until it has registered anew: others would take it
--- back at once.
+-- A worker that was taken for dead gets nothing until it has registered again: others would take its
+-- tasks back at once.
 -- skip: how many to pass over, at the head of the queue; see all_but_refused.
 -- The input as text: one that Python cannot parse (5,000 digits) must fail its own task, not the claim.
 update tasks
@@ -112,8 +112,8 @@ set status = 'waiting', run_at = clock_timestamp() + cast(@delay as interval), a
 where id = @id and attempt = @attempt and status = 'running';
 
 -- name: WakeTasks :many
--- `(select clock_timestamp())` is worked out once. Without the `select` it could change from row to
--- row, so no index can be searched for it, and every waiting task would be looked at.
+-- `(select clock_timestamp())` is evaluated once. Without the `select` it could change from row to
+-- row, so no index could be searched for it, and every waiting task would be looked at.
 update tasks
 set status = 'queued'
 where id = any (array(
@@ -127,11 +127,11 @@ returning id;
 
 -- name: TakeBackTasks :many
 -- Runs that took too long, and those whose worker is not alive. Every worker calls this, and several
--- do so at once. `skip locked`: nobody waits for another who takes the same task back. The attempt:
--- between looking and locking, that other may be done and the task may run again, on a worker that
--- is well. What was found lost is lost in that attempt only.
+-- do so at once. `skip locked`: none waits for a task that another is taking back. The attempt: between
+-- the look and the lock, the other may have committed, and the task may run again, on a worker that is
+-- well. What was found lost is lost in that attempt only.
 -- A worker's death is held against the task only if its run has recorded nothing that stays. Otherwise
--- the count begins anew: max_attempts bounds the deaths since the log has grown, not those of a long life.
+-- the count starts again: max_attempts bounds the deaths since the log last grew, not those of a long life.
 -- A child that fails is told to its parent, whose row is locked here too: without it, this statement
 -- would wait for a parent that somebody holds, and all other lost tasks with it.
 with lost as materialized (
@@ -183,9 +183,9 @@ returning tasks.id, name, status, tasks.attempt, error;
 
 -- name: GiveBackTasks :many
 -- Of one worker: what it does not run, though the row says so. The answer to a claim never arrived, or
--- the database refused what a run had to store. The worker is the only one that can know; to all others
--- these tasks look as if they were running. The attempt does not count: the task is not to blame.
--- running: task and attempt, as in '7/2'. An older attempt of the same task may run here still.
+-- the database refused what a run had to store. Only the worker itself can know; to everybody else these
+-- tasks look as if they were running. The attempt does not count: the task is not to blame.
+-- running: task and attempt, as in '7/2'. An older attempt of the same task may still be running here.
 update tasks
 set status = 'queued', uncounted = uncounted + 1
 where id = any (array(
@@ -211,9 +211,9 @@ set alive_until = clock_timestamp() + cast(@lease as interval)
 where id = @id;
 
 -- name: BuryWorkers :many
--- A heartbeat that comes at the same moment waits for the row's lock and then finds no row, or has
--- the lock, and is passed over here: a worker is never both alive and buried.
--- Whoever asks is alive. If its machine has slept, its own lease may have run out all the same.
+-- A heartbeat at the same moment either waits for the row's lock and then finds no row, or holds the
+-- lock, and the row is passed over here: a worker is never both alive and buried.
+-- The worker that asks is alive, even if its lease has run out: its machine may have slept.
 delete from workers
 where id = any (array(
     select id from workers
@@ -232,8 +232,8 @@ select id, name from workers
 order by id;
 
 -- name: LockTasks :exec
--- The greatest id first: a child's is greater than its parent's. So all hands, and the end of a child,
--- come to the rows of one tree in the same order, and none waits for another that waits for it.
+-- The greatest id first: a child's is greater than its parent's. So every operation by hand, and the end
+-- of a child, locks the rows of a tree in the same order, and no two of them wait for each other.
 select id from tasks
 where id = any (cast(@ids as bigint[]))
 order by id desc
@@ -241,7 +241,7 @@ for update;
 
 -- name: ListRetried :many
 -- What a retry looks at: the task; the children whose failure is in its log, unless the function has gone
--- on from it and must find it again; the same of those of them that have not succeeded since.
+-- on from it and must find it again; and, for those that have not succeeded since, their children likewise.
 -- status: null if the child was deleted.
 with recursive retried (id, of) as (
     select cast(@id as bigint), cast(null as bigint)
@@ -256,22 +256,22 @@ from retried left join tasks on tasks.id = retried.id
 order by retried.id desc;
 
 -- name: ReviveTasks :execrows
--- Retry, by hand: what has failed or was cancelled gets one more attempt at least, and keeps its log.
+-- Retry, by hand: what has failed or was cancelled gets at least one more attempt, and keeps its log.
 update tasks
 set status = 'queued', error = null, swept = false
 where id = any (cast(@ids as bigint[])) and status in ('failed', 'cancelled');
 
 -- name: ReopenEntries :exec
--- Of tasks that are retried: how these children of theirs have ended is not known any more. The next end
--- will be told.
+-- Of tasks that are retried: forget how these children of theirs ended. Their next end will be told.
+-- An error that the function has gone on from stays.
 update event_log
 set output = null, error = null, completion = null
 where task_id = any (cast(@ids as bigint[])) and child_id = any (cast(@child_ids as bigint[]))
 and error is not null and not settled;
 
 -- name: TellAgain :exec
--- Of children whose entries were reopened: if one has ended, because it was retried by hand before its
--- parent was, the trigger tells it now.
+-- Of children whose entries were reopened: if one has succeeded, because it was retried by hand before its
+-- parent was, the trigger tells the parent now.
 update tasks
 set status = status
 where id = any (cast(@ids as bigint[])) and status = 'succeeded';
@@ -293,8 +293,8 @@ where id = @id or parent_id = cast(@id as bigint)
 order by id desc;
 
 -- name: ReplayTask :execrows
--- Run it again from an empty log. The log's id is a new one: the steps get new idempotency keys. None of
--- the old attempts counts.
+-- Run it again from an empty log. The log gets a new id, and so its steps get new idempotency keys. The
+-- old attempts do not count.
 update tasks
 set status = 'queued', log_id = gen_random_uuid(), output = null, error = null,
     completions = 0, awaits = null, wake_after = null, uncounted = attempt, swept = false
@@ -305,7 +305,7 @@ delete from event_log
 where task_id = @task_id;
 
 -- name: DetachChildren :exec
--- The children of the run that is forgotten: those that have not ended are cancelled.
+-- The children of the run that is being forgotten: those that have not ended are cancelled.
 update tasks
 set parent_id = null, parent_position = null,
     status = case when status in ('queued', 'running', 'waiting') then 'cancelled' else status end
@@ -317,8 +317,8 @@ set status = 'cancelled', error = null
 where id = @id and status in ('queued', 'running', 'waiting');
 
 -- name: CancelOrphans :many
--- The children of cancelled tasks; their own children are next. Also those of children that have ended
--- otherwise: to fail does not cancel what one has spawned. `root`: the cancelled task above them.
+-- The children of cancelled tasks; their own children are next. Even below children that have succeeded
+-- or failed: a task that fails leaves its own children alive. `root`: the cancelled task above them.
 -- The end of each is told to its parent, whose row is locked here too. `skip locked`: a child that is
 -- ending right now, or one whose parent somebody holds, is left for the next time, and nobody waits. With
 -- the lock, parent and root are looked at once more: if one has been retried since, these are no orphans.
@@ -348,8 +348,8 @@ where id = any (array(
 returning id;
 
 -- name: MarkSwept :exec
--- Cancelled tasks with nothing alive below them: CancelOrphans need not look at them again, however many they
--- become. The lock first: between a look and a lock, one could be retried, and cancelled once more.
+-- Cancelled tasks with nothing alive below them: CancelOrphans need not look at them again, however many
+-- there are. The lock comes first: between a look and a lock, one could be retried, and cancelled again.
 update tasks
 set swept = true
 where id = any (array(
@@ -363,7 +363,7 @@ select * from tasks
 where id = @id;
 
 -- name: ListTasks :many
--- The newest tasks, for people to look at. As text, which is cut: one row that Python cannot read,
+-- The newest tasks, for people to look at. As text, and cut short: one row that Python cannot read,
 -- or a megabyte in each, must not keep anybody from seeing the others.
 select id, left(name, 100) as name, left(cast(input as text), 200) as input, status,
     cast(attempt - uncounted as int) as tries, max_attempts,
@@ -384,11 +384,11 @@ where task_id = @task_id
 order by position;
 
 -- name: RecordStep :execrows
--- Fence and record are one statement. `for share` takes the task's row lock: a claim by another
--- worker, which changes that row, comes wholly before this (and then 0 rows are written) or wholly
--- after. A mere `exists (...)` would look at a snapshot in which the task may still be ours.
+-- Fence and record are one statement. `for share` locks the task's row: a claim by another worker,
+-- which changes that row, comes wholly before this (and then 0 rows are written) or wholly after.
+-- A mere `exists (...)` would look at a snapshot in which the task may still be ours.
 -- Behind the last entry, or in its place: a log has no holes, and nothing is written below its end.
--- On conflict: this attempt has recorded the step before, and did not hear of it because the
+-- On conflict: either this attempt has recorded the step already and never heard of it, because the
 -- connection broke; or the step failed in an earlier attempt, and nothing came after it.
 with run as (
     select tasks.id from tasks
@@ -420,9 +420,9 @@ from run
 where event_log.task_id = run.id and event_log.position = any (cast(@positions as int[]));
 
 -- name: SpawnChild :one
--- The child and the entry in its parent's log come to be in one statement, fenced like a step.
--- `again`: this attempt has done it before, and did not hear of it because the connection broke. The
--- entry is left as it is then: the child may have ended meanwhile. On conflict: as for a step, an
+-- The child and the entry in its parent's log are made by one statement, fenced like a step.
+-- `again`: this attempt has done it already, and never heard of it because the connection broke. Then
+-- the entry is left as it is: the child may have ended meanwhile. On conflict: as for a step, an
 -- error at the end of the log gives way.
 with run as (
     select tasks.id from tasks
@@ -461,8 +461,8 @@ union all
 select cast(again.child_id as bigint) as child_id from again;
 
 -- name: SuspendTask :execrows
--- Gives the slot back. 0 rows: the task is not ours any more, or an entry has been completed that we
--- do not know of yet; then there may be nothing to wait for.
+-- Gives the slot back. 0 rows: the task is no longer ours, or an entry was completed that we do not
+-- know of yet; then there may be nothing left to wait for.
 -- To have come so far is progress, as a record is: max_attempts bounds what goes wrong after it.
 update tasks
 set status = 'waiting', run_at = null, uncounted = attempt,

@@ -59,7 +59,7 @@ def outcome_of(fence: Fence, timing: Timing) -> Outcome:
         return suspended
     except Interrupted:
         raise
-    # Also sys.exit(), and what asyncio raises when it is cancelled: a task takes no slot along.
+    # Even sys.exit(), and what asyncio raises when it is cancelled: a task must not end its slot.
     except BaseException as error:
         return failure(fence.task, timing, error)
 

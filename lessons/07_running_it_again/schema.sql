@@ -18,7 +18,7 @@
 --   A worker may die, or a run take too long: TakeBackTasks makes the task queued again, or failed
 --   if that was its last attempt.
 --
--- Nothing leaves succeeded, failed or cancelled, but for an explicit retry or replay by hand.
+-- Nothing leaves succeeded, failed or cancelled, except by a retry or a replay by hand.
 
 create table workers (
     id          bigint generated always as identity primary key,
@@ -49,21 +49,21 @@ create table tasks (
     priority   int not null default 0,       -- higher goes first
     run_at     timestamptz,                  -- waiting until then
     -- How long an attempt may take. Bounded: one row with a million years would make the arithmetic
-    -- of TakeBackTasks fail, and so for all rows.
+    -- of TakeBackTasks fail, for every row.
     timeout    interval constraint timeout_bounded
                check (timeout between interval '0' and interval '3650 days'),
     attempt    int not null default 0,       -- grows by one with every claim
     max_attempts int not null default 5 constraint one_attempt_at_least check (max_attempts > 0),
     uncounted  int not null default 0,       -- how many of its attempts do not count as tries
-    worker_id  bigint,                       -- who runs it, or ran it last
+    worker_id  bigint,                       -- the worker that runs it, or ran it last
     started_at timestamptz,                  -- when its last attempt began
     idempotency_key text,
-    log_id     uuid not null default gen_random_uuid(),  -- the idempotency keys of its steps begin so
+    log_id     uuid not null default gen_random_uuid(),  -- its steps' idempotency keys begin with it
     parent_id  bigint,                       -- the durable task that spawned it
     parent_position int,                     -- and where in that task's log
     completions int not null default 0,      -- how many entries of its log somebody else has completed
     awaits     int[],                        -- waiting for the entries at these positions
-    wake_after int,                          -- until so many of them are complete
+    wake_after int,                          -- until this many of them are complete
     swept      boolean not null default false,  -- cancelled, and its children have ended
     created_at timestamptz not null default clock_timestamp(),
     constraint output_if_succeeded check ((status = 'succeeded') = (output is not null)),
@@ -94,14 +94,14 @@ create index tasks_running on tasks (queue) where status = 'running';
 create unique index tasks_positions on tasks (parent_id, parent_position)
     where parent_id is not null;
 
--- CancelOrphans: the tasks that were cancelled and may have children to cancel, and these children. As a
--- rule there are none of the former.
+-- CancelOrphans: the tasks that were cancelled and may have children to cancel, and these children. There
+-- are rarely any of the former.
 create index tasks_cancelled on tasks (id) where status = 'cancelled' and not swept;
 create index tasks_children on tasks (parent_id)
     where parent_id is not null and status in ('queued', 'running', 'waiting');
 
--- One task for a name and a key. Whatever is not in an index costs it nothing: a unique constraint
--- would have an entry for each task without a key, and another one whenever its row changes.
+-- One task for a name and a key. A task without a key has no entry here, and costs nothing; a unique
+-- constraint would have one for it, and one more whenever its row changes.
 create unique index tasks_keys on tasks (name, idempotency_key) where idempotency_key is not null;
 
 create table queue_limits (
@@ -129,7 +129,7 @@ create table event_log (
     error       json,             -- or what it raised: type, message, traceback
     settled     boolean not null default false,  -- an error that no run may undo: the function went on
     child_id    bigint,           -- of a child: its task
-    completion  int,              -- of what somebody else completes: the how-many-th of this log
+    completion  int,              -- of what somebody else completes: its rank, in order of completion
     attempt     int not null,     -- by which run
     recorded_at timestamptz not null default clock_timestamp(),
     primary key (task_id, position),
@@ -142,16 +142,16 @@ create table event_log (
 
 comment on table event_log is 'One entry: what a durable task has done, or waits for.';
 
--- What the functions below call tasks is what stands here: in this schema, whoever has changed a row,
--- and with whatever search_path. A temporary table comes last; where pg_temp is not named, it comes first.
+-- Pins the search_path of the functions below: their `tasks` is the one in this schema, whoever changes a
+-- row, with whatever search_path. pg_temp is named, and last: where it is not named, it comes first.
 select set_config('search_path', quote_ident(current_schema()) || ', pg_temp', false);
 
--- An entry gets its answer from somebody else: its log's task learns of it, and is woken if it waits for
--- no more than this. Only the first answer counts; false: there was one before, or the task is gone.
--- The task's row is what the two sides meet at. A run that wants to suspend changes the same row, and
--- only if `completions` is still what it knows: either it sees this completion, or this sees it waiting.
--- The lock comes first, in a statement of its own: a statement that has waited for a lock looks at the
--- log as it was before the wait, and two who complete one entry at once would both count.
+-- Answers an entry. The task whose log holds it learns of the answer, and is woken if it waits for
+-- nothing else. Only the first answer counts; false: there was one before, or the task is gone.
+-- Both sides meet at one row, the task's. A run that wants to suspend changes the same row, and only if
+-- `completions` is still what it knows: either it sees this completion, or this sees it waiting.
+-- The lock comes first, in a statement of its own: a statement that has waited for a lock still sees the
+-- log as it was before the wait, and two sessions that complete one entry at once would both count.
 create function complete_entry(its_task bigint, its_position int, its_output json, its_error json)
 returns boolean language plpgsql set search_path from current as $$
 declare
@@ -174,7 +174,7 @@ begin
         wake_after = case when its_position = any (awaits) then wake_after - 1 else wake_after end
     where id = its_task
     returning status = 'waiting' and its_position = any (awaits) and wake_after = 0 into wakes;
-    -- Not in the update above: it would fire tell_parent also for a task that has ended long ago.
+    -- Not in the update above: it would fire tell_parent even for a task that ended long ago.
     if wakes then
         update tasks set status = 'queued' where id = its_task;
     end if;
@@ -183,10 +183,10 @@ end
 $$;
 
 -- The end of a child completes its entry in the parent's log, in the transaction that ends it: whichever
--- statement that is, also one typed into psql, and also one that deletes a child that has not ended. Rows
+-- statement that is, even one typed into psql, even one that deletes a child that has not ended. Rows
 -- are locked from the child to the parent, never the other way round.
--- A child that is retried or replayed by hand may end again, when the parent has perhaps gone on from its
--- first end: complete_entry counts only that.
+-- A child that is retried or replayed by hand may end again, and its parent may have gone on from the
+-- first end: complete_entry counts only that one.
 -- With the rights of the tables' owner: whoever may end a child need not be allowed to write into logs.
 create function tell_parent() returns trigger
 language plpgsql security definer set search_path from current as $$
@@ -212,8 +212,8 @@ when (old.parent_id is not null and old.status in ('queued', 'running', 'waiting
 execute function tell_parent();
 
 -- Or children of those that have ended: CancelOrphans ends these too.
--- Volatile, as functions are unless told otherwise: it looks at what is committed when it is called, and
--- not when the statement began that calls it.
+-- Volatile, as functions are unless told otherwise: it sees what is committed when it is called, not what
+-- was committed when the calling statement began.
 create function has_living_children(its_task bigint) returns boolean
 language plpgsql volatile set search_path from current as $$
 begin
@@ -232,5 +232,5 @@ begin
 end
 $$;
 
--- Everybody may call a new function. These are for the triggers.
+-- By default everybody may call a function. These are for the triggers alone.
 revoke execute on function complete_entry, tell_parent from public;
