@@ -56,8 +56,11 @@ def test_the_commits_that_the_lessons_name(crash, at, statement, change):
 def test_one_order_in_place_of_the_workload(postgres):  # noqa: ARG001  held for the whole session
     """The list of lesson 06, and a kill at two of its lines."""
     with crash_test(CHILDREN, ("fulfil", {"id": 1, "items": ["book", "pen"]})) as test:
-        tenth = test.commits_since_reset()[9]
-        assert tenth.endswith("-> pen reserved; task 1 fulfil: waiting -> queued")
+        tenth = [line.strip() for line in test.commits_since_reset()[9].splitlines()]
+        assert tenth[1:] == [
+            "log of task 1: 3 child reserve -> pen reserved",
+            "task 1 fulfil: waiting -> queued",
+        ]
         points = [test.point(6, "after"), test.point(10, "before")]
         assert [(point.at, point.violations) for point in points] == [(6, []), (10, [])]
         assert [point.ran_twice for point in points] == [0, 1]
