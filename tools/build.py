@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from shared.lessons import BUILD, number
-from tools.progress import lesson_of, progress, reached
+from tools.generated import NoPlugin
+from tools.progress import NO_PLUGIN, lesson_of, progress, reached
 from tools.stages import Plan, make, plan
 from tools.told import heading, introduce, tell, title
 from tools.tree import Course, CourseError
@@ -39,7 +40,7 @@ def next_(course: Course, lesson: str | None, hint: bool) -> None:
         copies = [copy for copy in copies if home in (copy, lesson_of(course, copy))]
     if not copies:
         which = lesson if lesson and lesson.isdecimal() else "01"
-        raise CourseError(f"Nothing is being built there. Begin: make build LESSON={which}")
+        raise CourseError(f"There is no such lesson in work/ yet: make build LESSON={which}")
     if hint:
         planned = plan(course, lesson_of(course, copies[-1]))
         stage = min(reached(copies[-1]), len(planned.stages))
@@ -50,9 +51,16 @@ def next_(course: Course, lesson: str | None, hint: bool) -> None:
 
 
 def begin(course: Course, planned: Plan, copy: Path, stage: int) -> None:
-    make(planned, stage - 1, copy)
+    missing = ""
+    try:
+        make(planned, stage - 1, copy)
+    except NoPlugin:
+        missing = NO_PLUGIN
     what = f"the code of {planned.before.name}" if planned.before else "an empty queue"
     if stage > 1:
-        what += f" and the stages 1 to {stage - 1}"
+        what += f" and stage{' 1' if stage == 2 else f's 1 to {stage - 1}'}"
     print(f"{course.shown(copy)} is yours: {what}, to become lesson {title(planned)}.\n")
-    introduce(course, planned, copy, stage)
+    introduce(course, planned, stage)
+    if missing:
+        print()
+        tell(missing)

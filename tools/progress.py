@@ -56,10 +56,10 @@ def progress(course: Course, copy: Path) -> None:
     if new:
         (copy / BUILD).write_text(f"{failing}\n")
     if failing > 1:
-        held = f"1 to {failing - 1}" if failing > 2 else "1"
-        print(f"The tests of stage{'s' if failing > 2 else ''} {held} hold.\n")
+        held = ["stage 1", "stages 1 and 2", f"stages 1 to {failing - 1}"][min(failing - 2, 2)]
+        print(f"The tests of {held} hold.\n")
     if new:
-        introduce(course, planned, copy, failing)
+        introduce(course, planned, failing)
     else:
         report(course, planned, copy, failing, ended)
 
@@ -123,7 +123,7 @@ def report(course: Course, planned: Plan, copy: Path, number: int, ended: dict[s
         show(course, {test: ended.get(test) for test in tests}, missing)
     if missing:
         print("\nStill to write:")
-        describe(planned, copy, missing)
+        describe(planned, missing)
     print(
         f"\nAgain:         make next\n"
         f"A hint:        make next ARGS=--hint\n"

@@ -20,6 +20,13 @@ def signature(lesson: Path, file: str, symbol: str) -> str:
     return query_signature(lesson, code, named[1]) if named else table_signature(code)
 
 
+def remark(lesson: Path, file: str, symbol: str) -> str:
+    """What the database is told of a table."""
+    code = snippet(lesson, f"{file}#{symbol}") or ""
+    found = re.search(r"^comment on table \w+ is '(.*)';$", code, re.M)
+    return found[1] if found else ""
+
+
 def python_signature(code: str) -> str:
     """The head of a function or class, with the first paragraph of its docstring."""
     node = ast.parse(f"{code}\n    ..." if code.rstrip().endswith(":") else code).body[0]

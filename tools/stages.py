@@ -136,6 +136,10 @@ def faults(course: Course, plan: Plan) -> Iterator[str]:
         if change not in plan.owners:
             wrong = f"{plan.names(change)[0]} is in no stage"
             yield course.finding(path, wrong, "put it into one, or into `given`")
+    for (file, symbol), owner in plan.owners.items():
+        if owner < plan.owners.get((file, symbol.partition(".")[0]), owner):
+            wrong = f"{file}#{symbol} comes before its class"
+            yield course.finding(path, wrong, "put it into the same stage or a later one")
     for name, times in said.items():
         if times > 1:
             yield course.finding(path, f"{name} is there {times} times", "leave one of them")

@@ -1,11 +1,10 @@
 """What a reader is told of a stage: what it is for, and what is to be written in it."""
 
 import textwrap
-from pathlib import Path
 
 from shared.lessons import number
 from tools.changes import declared
-from tools.signatures import signature
+from tools.signatures import remark, signature
 from tools.stages import Change, Plan
 from tools.tree import Course, settings
 
@@ -25,12 +24,12 @@ def tell(text: str, indent: str = "") -> None:
     print(textwrap.fill(text, WIDTH, initial_indent=indent, subsequent_indent=indent))
 
 
-def introduce(course: Course, planned: Plan, copy: Path, number: int) -> None:
+def introduce(course: Course, planned: Plan, number: int) -> None:
     """What a stage is for and what is to be written, with all that others need to call it."""
     stage = planned.stages[number - 1]
     print(heading(planned, number))
     tell(stage.purpose)
-    describe(planned, copy, of_stage(planned, number))
+    describe(planned, of_stage(planned, number))
     print(
         f"\nHow far it is:  make next\n"
         f"A hint:         make next ARGS=--hint\n"
@@ -48,19 +47,20 @@ def of_stage(planned: Plan, number: int) -> list[Change]:
     return sorted((c for c in planned.changes if planned.owners.get(c) == number), key=place)
 
 
-def describe(planned: Plan, copy: Path, changes: list[Change]) -> None:
+def describe(planned: Plan, changes: list[Change]) -> None:
     said = declared(planned.lesson)
     before = ""
     for file, symbol in changes:
         if file != before:
-            print(f"\n{file}")
+            print()
+            tell(": ".join(filter(None, (file, said["added"].get(file)))))
             before = file
         kind = planned.changes[file, symbol]
-        why = next((said[kind][n] for n in planned.names((file, symbol)) if n in said[kind]), "")
-        tell(f"{symbol or file}, {WHAT[kind]}{f': {why}' if why else ''}", "  ")
+        why = said[kind].get(f"{file}#{symbol}") or remark(planned.lesson, file, symbol)
+        tell(": ".join(filter(None, (f"{symbol or file}, {WHAT[kind]}", why))), "  ")
         if kind != "removed":
             shown = signature(planned.lesson, file, symbol)
             if kind == "changed" and shown.startswith("table "):  # its new columns
-                old = signature(planned.before or copy, file, symbol).split("\n")
+                old = signature(planned.before or planned.lesson, file, symbol).split("\n")
                 shown = "\n".join(line for line in shown.split("\n") if line not in old[1:])
             print(textwrap.indent(shown, " " * 6))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,8 @@ def run(
     )
     try:
         output = process.communicate(timeout=seconds)[0]
+        with suppress(ProcessLookupError):  # what it has started and left running
+            os.killpg(process.pid, signal.SIGKILL)
         return process.returncode, output.decode(errors="replace")
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
