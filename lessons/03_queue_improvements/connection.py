@@ -89,10 +89,10 @@ def repeat(connection: sa.Connection, statement: Callable[[Querier], T]) -> T:
 
 
 def all_but_refused(statement: Callable[..., Iterable[T]], at_most: int = 1000) -> list[T]:
-    """What the statement returns. It changes at_most rows, but for so many to skip at the head.
+    """What the statement returns. It changes at_most rows, after the first `skip` of them.
 
-    One row that is refused, by somebody's trigger or by a CHECK that came later, has the whole
-    statement refused. Then the rows are changed one by one, and those that are refused passed over.
+    If one row is refused, by somebody's trigger or a CHECK that came later, so is the whole
+    statement. Then the rows are changed one by one, and those that are refused are passed over.
     Raises the error if nothing could be changed.
     """
     try:
@@ -100,9 +100,8 @@ def all_but_refused(statement: Callable[..., Iterable[T]], at_most: int = 1000) 
     except DBAPIError as error:
         if unreachable(error):
             raise
-        list(
-            statement(at_most=0, skip=0)
-        )  # if no row at all is refused too, it is not because of a row
+        # If it is refused for no rows at all, no row is to blame: that error is raised.
+        list(statement(at_most=0, skip=0))
         complain(error)
         changed: list[T] = []
         skip = 0
