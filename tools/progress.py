@@ -1,7 +1,6 @@
 """How far a reader's lesson is: the stages that hold, what fails first, and what comes next."""
 
 import ast
-import re
 from pathlib import Path
 
 from shared.generated import fingerprint, recorded, selector
@@ -9,8 +8,8 @@ from shared.lessons import BUILD, number
 from shared.postgres import server
 from tools.generated import NoPlugin
 from tools.judge import TEST_SECONDS, WHOLE_SECONDS, import_error, judge
+from tools.outcomes import holds, show
 from tools.patches import Case, NoReport
-from tools.signatures import query_name
 from tools.stages import Change, Plan, generate, plan
 from tools.symbols import pieces, texts
 from tools.told import describe, heading, introduce, of_stage, tell, title
@@ -100,10 +99,6 @@ def outcomes(
         return {test: Case(test, "", "error", str(error), str(error)) for test in tests}
 
 
-def holds(case: Case | None) -> bool:
-    return case is not None and case.ended in ("passed", "skipped")
-
-
 def first_failing(planned: Plan, ended: dict[str, Case]) -> int | None:
     """The number of the first stage that was tried and does not hold."""
     for n, stage in enumerate(planned.stages, 1):
@@ -131,48 +126,6 @@ def report(course: Course, planned: Plan, copy: Path, number: int, ended: dict[s
     )
 
 
-def show(course: Course, ended: dict[str, Case | None], missing: list[Change]) -> None:
-    """Which tests hold; of the first one that fails, why."""
-    told = False
-    for test, case in ended.items():
-        print(f"  {'holds' if holds(case) else 'FAILS'}  {sentence(test)}")
-        if told or holds(case):
-            continue
-        told = True
-        where = f"tests/{test}{f', line {case.line}' if case and case.line else ''}"
-        for line in [docstring(course, test), why(case, missing), where]:
-            if line:
-                tell(line, " " * 9)
-
-
-def sentence(test: str) -> str:
-    words = test.partition("::test_")[2].replace("_", " ")
-    return words[:1].upper() + words[1:]
-
-
-def docstring(course: Course, test: str) -> str:
-    """The first line of the test's own."""
-    file, _, name = test.partition("::")
-    for node in ast.parse((course.root / "tests" / file).read_text()).body:
-        if isinstance(node, ast.FunctionDef) and node.name == name:
-            return (ast.get_docstring(node) or "").partition("\n")[0]
-    return ""
-
-
-def why(case: Case | None, missing: list[Change]) -> str:
-    """The error, in words: mostly it is a name that is not there yet."""
-    if case is None:
-        return "the test did not run"
-    if "crashed while running" in case.message or "Timeout" in case.message:
-        return "it took too long, and was ended: something waits for what never comes"
-    line = case.why if case.why.partition(":")[0].isidentifier() else case.message.split("\n")[0]
-    for file, symbol in missing:
-        name = symbol.rpartition(".")[2]
-        if re.search(rf"\b({re.escape(name)}|{re.escape(query_name(name))})\b", line):
-            return f"there is no {symbol} in {file} yet ({line})"
-    return line
-
-
 def to_write(planned: Plan, copy: Path, number: int) -> list[Change]:
     """What is not there yet, still as it was, or still there; the first comes first."""
     absent: list[Change] = []
@@ -195,13 +148,13 @@ def whole(course: Course, planned: Plan, copy: Path) -> None:
     ended = outcomes(course, copy, [file.name for file in files], seconds=WHOLE_SECONDS)
     failed = {test: case for test, case in ended.items() if not holds(case)}
     if failed:
-        show(course, dict(failed), [])
+        show(course, failed, [])
         print(f"\n{len(ended) - len(failed)} of {len(ended)} hold.  Again:  make next")
         return
     me = selector(copy)
     print(
         f"{len(ended)} tests, and all hold: you have built lesson {title(planned)}.\n\n"
-        f"Its story:                      make run LESSON={me}\n"
-        f"Yours beside the lesson's own:  make diff LESSON={me}\n"
-        f"The tests of the lessons before: make test LESSON={me}"
+        f"Its story:                       make run LESSON={me}\n"
+        f"Yours beside the lesson's own:   make diff LESSON={me}\n"
+        f"With the tests of those before:  make test LESSON={me}"
     )

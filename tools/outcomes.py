@@ -1,0 +1,57 @@
+"""The outcome of tests in words: which of them hold, and why the first of the others fails."""
+
+import ast
+import re
+from collections.abc import Mapping
+
+from tools.patches import Case
+from tools.signatures import query_name
+from tools.stages import Change
+from tools.told import tell
+from tools.tree import Course
+
+
+def holds(case: Case | None) -> bool:
+    return case is not None and case.ended in ("passed", "skipped")
+
+
+def show(course: Course, ended: Mapping[str, Case | None], missing: list[Change]) -> None:
+    """Which tests hold; of the first one that fails, why."""
+    told = False
+    for test, case in ended.items():
+        print(f"  {'holds' if holds(case) else 'FAILS'}  {sentence(test)}")
+        if told or holds(case):
+            continue
+        told = True
+        where = f"tests/{test}{f', line {case.line}' if case and case.line else ''}"
+        for line in [docstring(course, test), why(case, missing), where]:
+            if line:
+                tell(line, " " * 9)
+
+
+def sentence(test: str) -> str:
+    words = test.partition("::test_")[2].replace("_", " ")
+    return words[:1].upper() + words[1:]
+
+
+def docstring(course: Course, test: str) -> str:
+    """The first line of the test's own."""
+    file, _, name = test.partition("::")
+    for node in ast.parse((course.root / "tests" / file).read_text()).body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            return (ast.get_docstring(node) or "").partition("\n")[0]
+    return ""
+
+
+def why(case: Case | None, missing: list[Change]) -> str:
+    """The error, in words: mostly it is a name that is not there yet."""
+    if case is None:
+        return "the test did not run"
+    if "crashed while running" in case.message or "Timeout" in case.message:
+        return "it took too long, and was ended: something waits for what never comes"
+    line = case.why if case.why.partition(":")[0].isidentifier() else case.message.split("\n")[0]
+    for file, symbol in missing:
+        name = symbol.rpartition(".")[2]
+        if re.search(rf"\b({re.escape(name)}|{re.escape(query_name(name))})\b", line):
+            return f"there is no {symbol} in {file} yet ({line})"
+    return line
