@@ -93,7 +93,8 @@ def test_the_queries_read_few_rows_in_a_big_table(lesson, db):
         touched[name] = (max(rows_read(node) for node in nodes), buffers(plan))
     print(touched)
     assert min(touched[name][0] for name in ("claim", "wake", "take back", "count")) == 10
-    assert all(rows <= 40 for rows, _ in touched.values()), touched
+    # Ten lost ones may be compared with ten running ones, each with each, and more than once.
+    assert all(rows <= 400 for rows, _ in touched.values()), touched
     # Each changed row costs some pages of each of five indexes.
     assert all(pages < 2000 for _, pages in touched.values()), touched
 

@@ -31,6 +31,6 @@ def test_2_head_start(lesson, db):
         connection.exec_driver_sql("set enable_sort = off; set enable_seqscan = off")
         plan = connection.execute(
             sa.text(f"explain {lesson.queries.CLAIM_TASKS}"),
-            {"p1": worker_id, "p2": "default", "p3": False, "p4": 1},
+            {"p1": worker_id, "p2": "default", "p3": False, "p4": 0, "p5": 1},
         )
         assert "Sort" not in "\n".join(line for (line,) in plan), "the index has the order"
