@@ -381,7 +381,11 @@ def test_a_reader_builds_a_lesson(course):
     assert "  whisper" not in told
     assert tool(course, "next --hint") == "Stage 2 of 2: Loud\n\nThere is upper().\n"
 
-    solve(course, copy, "greet.py", "shout.py")
+    solve(course, copy, "shout.py")
+    (copy / "greet.py").write_text(TWO["greet.py"] + "\n\ndef whisper(name):\n    return name\n")
+    assert "         whisper is still in greet.py (" in tool(course, "next")
+
+    solve(course, copy, "greet.py")
     edit(copy / "shout.py", "re.sub", "str or re.sub")
     told = tool(course, "build 02")
     assert "  FAILS  Is loud enough" in told

@@ -10,12 +10,18 @@ from tools.stages import Change
 from tools.told import tell
 from tools.tree import Course
 
+NOT_YET = {
+    "added": "there is no {symbol} in {file} yet",
+    "changed": "{symbol} in {file} is as it was",
+    "removed": "{symbol} is still in {file}",
+}
+
 
 def holds(case: Case | None) -> bool:
     return case is not None and case.ended in ("passed", "skipped")
 
 
-def show(course: Course, ended: Mapping[str, Case | None], missing: list[Change]) -> None:
+def show(course: Course, ended: Mapping[str, Case | None], missing: dict[Change, str]) -> None:
     """Which tests hold; of the first one that fails, why."""
     told = False
     for test, case in ended.items():
@@ -43,15 +49,15 @@ def docstring(course: Course, test: str) -> str:
     return ""
 
 
-def why(case: Case | None, missing: list[Change]) -> str:
+def why(case: Case | None, missing: dict[Change, str]) -> str:
     """The error, in words: mostly it is a name that is not there yet."""
     if case is None:
         return "the test did not run"
     if "crashed while running" in case.message or "Timeout" in case.message:
         return "it took too long, and was ended: something waits for what never comes"
     line = case.why if case.why.partition(":")[0].isidentifier() else case.message.split("\n")[0]
-    for file, symbol in missing:
+    for (file, symbol), kind in missing.items():
         name = symbol.rpartition(".")[2]
-        if re.search(rf"\b({re.escape(name)}|{re.escape(query_name(name))})\b", line):
-            return f"there is no {symbol} in {file} yet ({line})"
+        if re.search(rf"\b({name}|{query_name(name)})\b", f"{line} {case.message}"):
+            return f"{NOT_YET[kind].format(symbol=symbol, file=file)} ({line})"
     return line

@@ -7,7 +7,7 @@ from shared.generated import fingerprint, recorded, selector
 from shared.lessons import BUILD, number
 from shared.postgres import server
 from tools.generated import NoPlugin
-from tools.judge import TEST_SECONDS, WHOLE_SECONDS, import_error, judge
+from tools.judge import QUICK, TEST_SECONDS, WHOLE_SECONDS, import_error, judge
 from tools.outcomes import holds, show
 from tools.patches import Case, NoReport
 from tools.stages import Change, Plan, generate, plan
@@ -87,14 +87,14 @@ def stale_sql(planned: Plan, copy: Path) -> str:
 
 def tried(course: Course, planned: Plan, copy: Path, first: int, last: int) -> dict[str, Case]:
     tests = [test for stage in planned.stages[first - 1 : last] for test in stage.tests]
-    return outcomes(course, copy, tests)
+    return outcomes(course, copy, tests, *QUICK)
 
 
 def outcomes(
-    course: Course, copy: Path, tests: list[str], seconds: float = TEST_SECONDS
+    course: Course, copy: Path, tests: list[str], *options: str, seconds: float = TEST_SECONDS
 ) -> dict[str, Case]:
     try:
-        return judge(course, copy, tests, *ENDED_IF_IT_HANGS, seconds=seconds)
+        return judge(course, copy, tests, *ENDED_IF_IT_HANGS, *options, seconds=seconds)
     except NoReport as error:
         return {test: Case(test, "", "error", str(error), str(error)) for test in tests}
 
@@ -118,7 +118,7 @@ def report(course: Course, planned: Plan, copy: Path, number: int, ended: dict[s
         show(course, {test: ended.get(test) for test in tests}, missing)
     if missing:
         print("\nStill to write:")
-        describe(planned, missing)
+        describe(planned, [*missing])
     print(
         f"\nAgain:         make next\n"
         f"A hint:        make next ARGS=--hint\n"
@@ -126,7 +126,7 @@ def report(course: Course, planned: Plan, copy: Path, number: int, ended: dict[s
     )
 
 
-def to_write(planned: Plan, copy: Path, number: int) -> list[Change]:
+def to_write(planned: Plan, copy: Path, number: int) -> dict[Change, str]:
     """What is not there yet, still as it was, or still there; the first comes first."""
     absent: list[Change] = []
     untouched: list[Change] = []
@@ -136,9 +136,9 @@ def to_write(planned: Plan, copy: Path, number: int) -> list[Change]:
         kind = planned.changes[file, symbol]
         if kind == "added" and symbol not in now:
             absent.append((file, symbol))
-        elif kind != "added" and now.get(symbol) == was.get(symbol):
+        elif symbol in now and (kind == "removed" or now[symbol] == was.get(symbol)):
             untouched.append((file, symbol))
-    return absent + untouched
+    return {change: planned.changes[change] for change in absent + untouched}
 
 
 def whole(course: Course, planned: Plan, copy: Path) -> None:
@@ -148,7 +148,7 @@ def whole(course: Course, planned: Plan, copy: Path) -> None:
     ended = outcomes(course, copy, [file.name for file in files], seconds=WHOLE_SECONDS)
     failed = {test: case for test, case in ended.items() if not holds(case)}
     if failed:
-        show(course, failed, [])
+        show(course, failed, {})
         print(f"\n{len(ended) - len(failed)} of {len(ended)} hold.  Again:  make next")
         return
     me = selector(copy)
