@@ -72,6 +72,16 @@ def test_the_fence_is_the_attempt_and_not_the_worker(lesson, db, write):
         assert WRITES[write](queue, id=id, attempt=2) == 1
 
 
+@pytest.mark.parametrize("write", WRITES)
+def test_an_older_attempt_writes_nothing(lesson, db, write):
+    id = enqueue(lesson, db)
+    claim(lesson, db, register(lesson, db))
+    execute(db, "update tasks set attempt = 2 where id = %s", id)
+    with queries(lesson, db) as queue:
+        assert WRITES[write](queue, id=id, attempt=1) == 0
+        assert WRITES[write](queue, id=id, attempt=2) == 1
+
+
 @pytest.mark.parametrize("end", ["succeeded", "failed", "waiting"])
 @pytest.mark.parametrize("write", WRITES)
 def test_terminal_is_terminal_for_the_same_attempt_too(lesson, db, end, write):

@@ -22,11 +22,14 @@ def holds(case: Case | None) -> bool:
 
 
 def show(course: Course, ended: Mapping[str, Case | None], missing: dict[Change, str]) -> None:
-    """Which tests hold; of the first one that fails, why."""
+    """Which tests hold, and why the others fail; of the first of them, where, too."""
     told = False
     for test, case in ended.items():
         print(f"  {'holds' if holds(case) else 'FAILS'}  {sentence(test)}")
-        if told or holds(case):
+        if holds(case):
+            continue
+        if told:
+            tell(why(case, missing), " " * 9)
             continue
         told = True
         where = f"tests/{test}{f', line {case.line}' if case and case.line else ''}"
@@ -56,6 +59,8 @@ def why(case: Case | None, missing: dict[Change, str]) -> str:
     if "crashed while running" in case.message or "Timeout" in case.message:
         return "it took too long, and was ended: something waits for what never comes"
     line = case.why if case.why.partition(":")[0].isidentifier() else case.message.split("\n")[0]
+    if line.endswith("did not match."):  # pytest.raises(..., match=...): what was expected follows
+        line = " ".join(part.strip() for part in case.message.split("\n")[:3])
     for (file, symbol), kind in missing.items():
         name = symbol.rpartition(".")[2]
         if re.search(rf"\b({name}|{query_name(name)})\b", f"{line} {case.message}"):
