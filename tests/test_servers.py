@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -312,6 +313,12 @@ def test_errors_show_no_row_and_no_parameter(schema):
     assert schema == db.schema
 
 
+def listens(path):
+    """The file is there a moment earlier than somebody who accepts."""
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
+
+
 @pytest.fixture
 def pooler(postgres, role):
     """PgBouncer in transaction mode: a function that starts it with more settings; its URL."""
@@ -321,8 +328,8 @@ def pooler(postgres, role):
     info = conninfo_to_dict(postgres)
     if not str(info["host"]).startswith("/"):
         pytest.skip("made for the embedded server")
-    socket = Path(str(info["host"])).stat()
-    owner, group = socket.st_uid, socket.st_gid  # who may reach the server's socket
+    directory = Path(str(info["host"])).stat()
+    owner, group = directory.st_uid, directory.st_gid  # who may reach the server's socket
     home = Path(tempfile.mkdtemp(prefix="pooler-"))
     os.chown(home, owner, -1)
     with ExitStack() as stack:
@@ -338,7 +345,7 @@ def pooler(postgres, role):
             process = stack.enter_context(subprocess.Popen([program, "-q", config], **other))
             stack.callback(process.kill)
             url = f"postgresql://{role}@/postgres?host={home}&port=6432"
-            wait_until((home / ".s.PGSQL.6432").exists, "the pooler listens")
+            wait_until(lambda: listens(home / ".s.PGSQL.6432"), "the pooler listens")
             return url
 
         yield start
