@@ -2,17 +2,9 @@
 
 import json
 import re
-from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
-from functools import lru_cache
-from inspect import (
-    Signature,
-    isasyncgenfunction,
-    iscoroutinefunction,
-    isgeneratorfunction,
-    signature,
-)
+from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction, signature
 from itertools import accumulate
 from typing import Any, NoReturn
 
@@ -70,27 +62,20 @@ def check_function(function: object, rule: str, /, *args: Any, **kwargs: Any) ->
     name = getattr(function, "__name__", None)
     if not callable(function) or not isinstance(name, str):
         raise BadInput(f"{function!r:.50} is no function with a name: {rule}")
-    parameters = parameters_of(function, name, rule)
-    try:
-        if parameters:
-            parameters.bind(*args, **kwargs)
-    except TypeError as error:
-        raise BadInput(f"{name}{parameters!s:.100}: {error}: {rule}") from None
-    return name
-
-
-@lru_cache(maxsize=1000)  # each run asks for the same few functions, a thousand times perhaps
-def parameters_of(function: Callable[..., Any], name: str, rule: str) -> Signature | None:
-    """None if it does not tell. BadInput for what has not ended when it returns."""
     to_json(name)
     if iscoroutinefunction(function) or isasyncgenfunction(function):
         raise BadInput(f"{name} is async, and nobody would await it: {rule}")
     if isgeneratorfunction(function):
         raise BadInput(f"{name} is a generator, and nobody would run it: {rule}")
     try:
-        return signature(function, follow_wrapped=False)
-    except (TypeError, ValueError):
-        return None
+        parameters = signature(function, follow_wrapped=False)
+    except (TypeError, ValueError):  # some built-in functions do not tell
+        return name
+    try:
+        parameters.bind(*args, **kwargs)
+    except TypeError as error:
+        raise BadInput(f"{name}{parameters!s:.100}: {error}: {rule}") from None
+    return name
 
 
 def to_json(value: Json) -> str:
