@@ -74,9 +74,8 @@ class Watched:
     def rows(self, query: LiteralString | sql.Composed, *parameters: Any) -> list[Any]:
         return witness.rows(self.db, query, *parameters)
 
-    def start(self, name: str, url: str, *, lease: str = "60") -> int:
+    def start(self, name: str, url: str, *options: str, lease: str = "60") -> int:
         """A worker with one slot; its process id."""
-        options: tuple[str, ...] = ()
         if self.number >= 2:
             options += ("--slots", "1")
         if self.number >= 3:

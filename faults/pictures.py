@@ -4,7 +4,8 @@ A lesson's rows.toml holds the pictures by their names. `tables` are the columns
 `acts` are what happens, one after the other:
 
     { enqueue = "fulfil", input = { id = 1 } }      a task of the lesson's app.py
-    { start = "a" }                                 a worker: a process, with one slot
+    { start = "a" }                                 a worker: a process, with one slot; it may
+                                                    have more `options`
     { after = "ClaimTasks", show = "It is claimed." }   let it go on until it has committed this
     { before = "RecordStep" }                       or until it is about to
     { kill = "a" }                                  kill -9; its lease is over
@@ -90,8 +91,8 @@ class Held(Watched):
             case {"enqueue": name, **rest}:
                 with self.db.engine.begin() as connection:
                     self.engine.enqueue(connection, name, rest.get("input"))
-            case {"start": name}:
-                self._pids[name] = self.start(name, self.proxy.url)
+            case {"start": name, **rest}:
+                self._pids[name] = self.start(name, self.proxy.url, *rest.get("options", []))
             case {"kill": name}:
                 self._cut = True
                 self._go_on(cut=True)
