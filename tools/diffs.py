@@ -15,20 +15,9 @@ OPTIONS = ("--no-index", "--no-prefix", "--no-renames", "a", "b")
 
 def diffs(course: Course, check: bool) -> Iterator[str]:
     """diffs/00_to_01.patch and so on."""
-    wanted = {patch_name(*pair): patch(*pair) for pair in course.neighbours}
-    have = {path.name: path.read_text() for path in (course.root / "diffs").glob("*.patch")}
-    for name in sorted({*wanted, *have}):
-        path = course.root / "diffs" / name
-        if wanted.get(name) == have.get(name):
-            continue
-        if check:
-            wrong = "stale" if name in wanted else "no such neighbours"
-            yield course.finding(path, wrong, "run `python -m tools diffs`")
-        elif name in wanted:
-            course.write(path, wanted[name])
-        else:
-            path.unlink()
-            print(f"{course.shown(path)}: deleted")
+    home = course.root / "diffs"
+    wanted = {home / patch_name(*pair): patch(*pair) for pair in course.neighbours}
+    yield from course.keep(wanted, home.glob("*.patch"), "diffs", "no such neighbours", check)
 
 
 def patch(before: Path, after: Path) -> str:

@@ -1,4 +1,4 @@
-"""The outcome of tests in words: which of them hold, and why the first of the others fails."""
+"""The outcome of tests in words: which of them hold, and why the others fail."""
 
 import ast
 import re

@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Any, LiteralString, cast, get_args
 
 import psycopg
 
+from shared.processes import wait_until, within
+from tools.signatures import query_name
 from tools.tree import Course, CourseError
 
 if TYPE_CHECKING:  # slow, and not needed to list them
@@ -214,8 +216,7 @@ class Race:
         called = re.fullmatch(r"([A-Z]\w*)\((.*)\)", step.statement, re.DOTALL)
         if not called:
             return lambda: by_sql(session.plain, step.statement)
-        method = re.sub(r"(?<!^)(?=[A-Z])", "_", called[1]).lower()
-        query = getattr(self._querier(session.connection), method, None)
+        query = getattr(self._querier(session.connection), query_name(called[1]), None)
         if query is None:
             raise RaceError(f"line {step.number}: there is no query {called[1]} in queries.sql")
         try:
@@ -242,8 +243,6 @@ class Race:
         self._until(lambda: not session.is_busy, number, f"{session.name} does not go on")
 
     def _until(self, condition: Callable[[], bool], number: int, otherwise: str) -> None:
-        from shared.processes import wait_until, within
-
         try:
             wait_until(condition, otherwise, SECONDS)
         except TimeoutError:

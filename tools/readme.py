@@ -20,7 +20,9 @@ MOST_LINES = 350  # what one can read in one sitting
 
 def readme(course: Course, check: bool) -> Iterator[str]:
     """Snippets and CHANGES.md; checks labels of fences, and links."""
-    yield from tables(course, check)  # first: the READMEs link to them
+    have = [path for lesson in course.lessons for path in lesson.glob("CHANGES.md")]
+    needless = "lesson.toml names no changes"
+    yield from course.keep(pages(course), have, "readme", needless, check)  # READMEs link to them
     for path in walk(course.root):
         if path.suffix != ".md" or path.is_relative_to(course.root / "work"):
             continue
@@ -35,23 +37,6 @@ def readme(course: Course, check: bool) -> Iterator[str]:
         elif number(lesson) > 0 and lines > MOST_LINES:  # 00 explains the tools as well
             remedy = f"cut it to {MOST_LINES}, or put what carries no idea into docs/"
             yield course.finding(page, f"{lines} lines", remedy)
-
-
-def tables(course: Course, check: bool) -> Iterator[str]:
-    """CHANGES.md of each lesson."""
-    wanted = pages(course)
-    have = {path for lesson in course.lessons for path in lesson.glob("CHANGES.md")}
-    for path in sorted({*wanted, *have}):
-        if path in have and path.read_text() == wanted.get(path):
-            continue
-        if check:
-            wrong = "stale" if path in wanted else "lesson.toml names no changes"
-            yield course.finding(path, wrong, "run `python -m tools readme`")
-        elif path in wanted:
-            course.write(path, wanted[path])
-        else:
-            path.unlink()
-            print(f"{course.shown(path)}: deleted")
 
 
 def misuses(course: Course, path: Path) -> Iterator[str]:

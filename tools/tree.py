@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +64,28 @@ class Course:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
         print(f"{self.shown(path)}: written")
+
+    def keep(
+        self,
+        wanted: Mapping[Path, str],
+        have: Iterable[Path],
+        verb: str,
+        needless: str,
+        check: bool,
+    ) -> Iterator[str]:
+        """Files that are made from others: write and delete, or only say, what is not as wanted."""
+        there = {path: path.read_text() for path in have}
+        for path in sorted({*wanted, *there}):
+            if wanted.get(path) == there.get(path):
+                continue
+            if check:
+                wrong = "stale" if path in wanted else needless
+                yield self.finding(path, wrong, f"run `python -m tools {verb}`")
+            elif path in wanted:
+                self.write(path, wanted[path])
+            else:
+                path.unlink()
+                print(f"{self.shown(path)}: deleted")
 
 
 def walk(directory: Path) -> Iterator[Path]:
