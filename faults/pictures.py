@@ -30,7 +30,7 @@ from faults.crash import Watched, When, watched
 from faults.nursery import Nursery
 from shared.database import Database
 from shared.outside import Outside
-from shared.processes import wait_until, within
+from shared.processes import within
 from tools.races import value_text
 
 WIDTH = 100
@@ -182,8 +182,8 @@ def beside(rows: list[Row], widths: list[list[int]]) -> str:
     return ("   " + "   ".join(parts)).rstrip()
 
 
-def picture(lesson: Path, name: str, commits: bool) -> list[str]:
-    """Its lines. commits: instead, what each commit of the whole run has changed."""
+def picture(lesson: Path, name: str) -> list[str]:
+    """Its lines."""
     pictures = tomllib.loads((lesson / "rows.toml").read_text())
     if name not in pictures:
         raise click.ClickException(f"{lesson.name}/rows.toml has {', '.join(pictures)}")
@@ -196,10 +196,6 @@ def picture(lesson: Path, name: str, commits: bool) -> list[str]:
                 if "show" in act:
                     shot = read(run.db, run.outside, pictures[name]["tables"])
                     snapshots.append((act["show"], shot))
-            if commits:
-                run.let_go()
-                wait_until(run.is_quiet, "the order has ended")
-                return run.commits_since_reset()
         finally:
             run.end()
     lines = list(drawn(snapshots))
@@ -211,11 +207,10 @@ def picture(lesson: Path, name: str, commits: bool) -> list[str]:
 @click.command()
 @click.argument("lesson", callback=lesson_with_worker)
 @click.argument("name")
-@click.option("--commits", is_flag=True, help="Instead, what each commit of the run has changed.")
-def main(lesson: Path, name: str, commits: bool) -> None:
+def main(lesson: Path, name: str) -> None:
     """Draw the picture NAME of LESSON's rows.toml from a run."""
     try:
-        click.echo("\n".join(picture(lesson, name, commits)))
+        click.echo("\n".join(picture(lesson, name)))
     except TimeoutError as error:
         raise click.ClickException(str(error)) from None
 

@@ -17,9 +17,6 @@ PAGE = """\
 
   ```rows tasks
   ```
-
-```commits tasks
-```
 """
 
 
@@ -44,7 +41,6 @@ def test_blocks_are_filled_and_checked(readme):
     page = readme.read_text()
     assert "\none: ClaimTask()\n    -> id=1 name=note input=1\n" in page
     assert "\n  ClaimTask: a worker takes the oldest queued task:\n     1  send_receipt" in page
-    assert "\n    1  ClaimTask        task 1 send_receipt: queued -> running\n" in page
     assert tool(readme, "output", "--check") == []
     readme.write_text(page.partition("- in")[0].replace("-> id=1", "-> id=2"))
     (found,) = tool(readme, "output", "--check")

@@ -375,7 +375,8 @@ def test_a_reader_builds_a_lesson(course):
     told = tool(course, "next 02")
     assert "  FAILS  Is loud enough\n         So that all can hear it.\n" in told
     assert "\n         there is no Shout in shout.py yet (AttributeError: " in told
-    assert "\n         tests/test_02_two.py::test_is_loud_enough, line 9\n" in told
+    assert "\n         in line 9 of tests/test_02_two.py; alone:\n         LESSON=" in told
+    assert " .venv/bin/pytest tests/test_02_two.py::test_is_loud_enough\n" in told
     assert "\n  holds  Does not whisper\n" in told
     assert "\ngreet.py\n  greet, to be changed: Loudly.\n" in told
     assert "  whisper" not in told
@@ -396,6 +397,7 @@ def test_a_reader_builds_a_lesson(course):
     solve(course, copy, "greet.py")
     told = tool(course, f"next {copy}")
     assert "All 2 stages hold." in told
+    assert "\n  test_02_two.py: 4 of 4 hold\n" in told
     assert "4 tests, and all hold: you have built lesson 02, Two." in told
 
 

@@ -21,7 +21,7 @@ IDS = [f"{lesson.name[:2]}-{name}" for lesson, name in PICTURES]
 @pytest.mark.parametrize(("path", "name"), PICTURES, ids=IDS)
 def test_a_picture_of_a_lesson(path, name):
     acts = tomllib.loads((path / "rows.toml").read_text())[name]["acts"]
-    lines = picture(path, name, commits=False)
+    lines = picture(path, name)
     captions = [act["show"] for act in acts if "show" in act]
     assert [line for line in lines if not line.startswith(" ")] == captions
 

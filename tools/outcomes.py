@@ -3,7 +3,9 @@
 import ast
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
+from shared.generated import selector
 from tools.patches import Case
 from tools.signatures import query_name
 from tools.stages import Change
@@ -21,8 +23,10 @@ def holds(case: Case | None) -> bool:
     return case is not None and case.ended in ("passed", "skipped")
 
 
-def show(course: Course, ended: Mapping[str, Case | None], missing: dict[Change, str]) -> None:
-    """Which tests hold, and why the others fail; of the first of them, where, too."""
+def show(
+    course: Course, copy: Path, ended: Mapping[str, Case | None], missing: dict[Change, str]
+) -> None:
+    """Which tests hold, and why the others fail; of the first, where, and how to run it alone."""
     told = False
     for test, case in ended.items():
         print(f"  {'holds' if holds(case) else 'FAILS'}  {sentence(test)}")
@@ -32,10 +36,12 @@ def show(course: Course, ended: Mapping[str, Case | None], missing: dict[Change,
             tell(why(case, missing), " " * 9)
             continue
         told = True
-        where = f"tests/{test}{f', line {case.line}' if case and case.line else ''}"
-        for line in [docstring(course, test), why(case, missing), where]:
+        for line in [docstring(course, test), why(case, missing)]:
             if line:
                 tell(line, " " * 9)
+        if case and case.line:
+            tell(f"in line {case.line} of tests/{test.partition('::')[0]}; alone:", " " * 9)
+        print(f"         LESSON={selector(copy)} .venv/bin/pytest tests/{test}")
 
 
 def sentence(test: str) -> str:

@@ -20,7 +20,6 @@ ROOT = Path(__file__).resolve().parents[1]
 MADE = {
     "race": "tools race {lesson} {name}",
     "rows": "faults.pictures {lesson} {name}",
-    "commits": "faults.pictures {lesson} {name} --commits",
 }
 Masks = list[tuple[re.Pattern[str], str]]
 Printed = dict[str, list[str] | None]  # a command is run once; None: it failed

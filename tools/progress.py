@@ -115,7 +115,7 @@ def report(course: Course, planned: Plan, copy: Path, number: int, ended: dict[s
     if wrong := import_error(copy):  # then there is no use in any test
         tell(wrong)
     else:
-        show(course, {test: ended.get(test) for test in tests}, missing)
+        show(course, copy, {test: ended.get(test) for test in tests}, missing)
     if missing:
         print("\nStill to write:")
         describe(planned, [*missing])
@@ -143,12 +143,18 @@ def to_write(planned: Plan, copy: Path, number: int) -> dict[Change, str]:
 
 def whole(course: Course, planned: Plan, copy: Path) -> None:
     """After the last stage: all tests of the lesson."""
-    print(f"All {len(planned.stages)} stages hold. Now all tests of the lesson.\n")
     files = sorted((course.root / "tests").glob(f"test_{number(copy):02}_*.py"))
-    ended = outcomes(course, copy, [file.name for file in files], seconds=WHOLE_SECONDS)
+    print(f"All {len(planned.stages)} stages hold. Now all tests of the lesson, file by file:\n")
+    ended: dict[str, Case] = {}
+    for file in files:
+        found = outcomes(course, copy, [file.name], seconds=WHOLE_SECONDS)
+        held = sum(map(holds, found.values()))
+        print(f"  {file.name}: {held} of {len(found)} hold", flush=True)
+        ended |= found
     failed = {test: case for test, case in ended.items() if not holds(case)}
     if failed:
-        show(course, failed, {})
+        print()
+        show(course, copy, failed, {})
         print(f"\n{len(ended) - len(failed)} of {len(ended)} hold.  Again:  make next")
         return
     me = selector(copy)

@@ -3,6 +3,7 @@
 import ast
 import re
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 from tools.symbols import QUERY_NAME, SQL_TOKEN, snippet
@@ -55,12 +56,18 @@ def query_signature(lesson: Path, code: str, name: str) -> str:
     method, row = found.get(query_name(name)), found.get(f"{name}Row")
     if not isinstance(method, Function):
         return first
-    takes = ", ".join(ast.unparse(each) for each in method.args.kwonlyargs)
-    lines = [first, f"takes {takes}"] if takes else [first]
+    lines = [first]
+    if takes := method.args.kwonlyargs:
+        lines += listed("takes", takes)
     if row:
-        fields = [each.target for each in row.body if isinstance(each, ast.AnnAssign)]
-        lines.append(f"gives {', '.join(ast.unparse(each) for each in fields)}")
+        lines += listed("gives", [n.target for n in row.body if isinstance(n, ast.AnnAssign)])
     return "\n".join(lines)
+
+
+def listed(what: str, nodes: Sequence[ast.AST]) -> list[str]:
+    return textwrap.wrap(
+        f"{what} {', '.join(map(ast.unparse, nodes))}", 88, subsequent_indent=" " * 6
+    )
 
 
 def table_signature(code: str) -> str:
