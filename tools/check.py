@@ -1,12 +1,13 @@
-"""Everything that `make check` holds, one line for each check."""
+"""Everything that `make check` holds, one line for each check; the longest come last in CHECKS."""
 
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 
+from shared.postgres import server
 from tools.breaks import breaks, exercises
 from tools.changes import changes
 from tools.copies import copies
@@ -34,21 +35,21 @@ CHECKS: dict[str, Find] = {
     "generate": partial(generate, check=True),
     "diffs": partial(diffs, check=True),
     "types": partial(program, "basedpyright"),
+    "copies": copies,
     "output": partial(output, check=True),
     "breaks": breaks,
-    "exercises": exercises,
     "stages": stages,
-    "copies": copies,
+    "exercises": exercises,
 }
 
 
 def check(course: Course) -> Iterator[str]:
-    """All checks, whatever fails, two of them at a time."""
+    """All checks, whatever fails, two of them at a time, the longest first."""
     told: list[str] = []
-    with ThreadPoolExecutor(2) as pool:
-        running = {name: pool.submit(timed, find, course) for name, find in CHECKS.items()}
-        for name, future in running.items():
-            found, seconds = future.result()
+    with server(), ThreadPoolExecutor(2) as pool:  # one server for all of them
+        running = {pool.submit(timed, CHECKS[name], course): name for name in reversed(CHECKS)}
+        for future in as_completed(running):
+            name, (found, seconds) = running[future], future.result()
             verdict = f"{len(found)} lines" if found else "ok"
             print(f"{name:<12} {seconds:6.1f} s   {verdict}", flush=True)
             told += [f"\n{name}", *(f"  {line}" for line in found)] if found else []

@@ -16,7 +16,6 @@ from tools.stages import FILE, Plan, faults, make, plan
 from tools.tree import Course, compared_files, environment, last_line, run
 
 TEST_SECONDS = 20  # for each test of a stage: one that hangs is ended
-QUICK = ("-p", "no:hypothesispytest")  # half of what pytest needs to start, and no stage needs it
 WHOLE_SECONDS = 120  # for each of the others
 MOST_SECONDS = 600
 # Imports the modules that it is given, and tells which line of which file keeps one from that.
@@ -89,7 +88,7 @@ def one_state(course: Course, plan: Plan, done: int) -> Iterator[str]:
         tests = [test for stage in [*solved, *ahead] for test in stage.tests]
         hurry = [f"--hurry={test}" for stage in ahead for test in stage.tests]
         try:
-            ended = judge(course, copy, tests, *QUICK, "-p", "tools.hurry", *hurry)
+            ended = judge(course, copy, tests, "-p", "tools.hurry", *hurry)
         except NoReport as error:
             yield course.finding(path, f"after stage {done}, the tests cannot be run", str(error))
             return

@@ -7,7 +7,7 @@ from shared.generated import fingerprint, recorded, selector
 from shared.lessons import BUILD, number
 from shared.postgres import server
 from tools.generated import NoPlugin
-from tools.judge import QUICK, TEST_SECONDS, WHOLE_SECONDS, import_error, judge
+from tools.judge import TEST_SECONDS, WHOLE_SECONDS, import_error, judge
 from tools.outcomes import holds, show
 from tools.patches import Case, NoReport
 from tools.stages import Change, Plan, generate, plan
@@ -87,14 +87,14 @@ def stale_sql(planned: Plan, copy: Path) -> str:
 
 def tried(course: Course, planned: Plan, copy: Path, first: int, last: int) -> dict[str, Case]:
     tests = [test for stage in planned.stages[first - 1 : last] for test in stage.tests]
-    return outcomes(course, copy, tests, *QUICK)
+    return outcomes(course, copy, tests)
 
 
 def outcomes(
-    course: Course, copy: Path, tests: list[str], *options: str, seconds: float = TEST_SECONDS
+    course: Course, copy: Path, tests: list[str], seconds: float = TEST_SECONDS
 ) -> dict[str, Case]:
     try:
-        return judge(course, copy, tests, *ENDED_IF_IT_HANGS, *options, seconds=seconds)
+        return judge(course, copy, tests, *ENDED_IF_IT_HANGS, seconds=seconds)
     except NoReport as error:
         return {test: Case(test, "", "error", str(error), str(error)) for test in tests}
 
