@@ -128,6 +128,7 @@ def test_the_verbs_enqueue_and_status(lesson, db):
     assert (done.returncode, done.stderr) == (0, "")
     assert count(db, "queued") == 1
     shown = run_verb(lesson, "status")
+    assert (shown.returncode, shown.stderr) == (0, "")
     assert "divide" in shown.stdout
     assert "1 queued" in shown.stdout
 

@@ -351,6 +351,7 @@ def test_a_module_that_cannot_be_imported_is_told_only_while_a_lesson_is_built(t
 def test_a_reader_builds_a_lesson(course):
     told = tool(course, "build 02")
     assert "work/02_build is yours: the code of 01_one, to become lesson 02, Two." in told
+    assert "\nIts small or boring parts are there already: greet.py#GREETING.\n" in told
     assert "Stage 1 of 2: Counting\nIt counts.\n\nqueries.sql\n  CountThings, new: Counts." in told
     copy = course.root / "work/02_build"
     assert (copy / "main.py").read_text() == TWO["main.py"]
@@ -373,14 +374,18 @@ def test_a_reader_builds_a_lesson(course):
 
     edit(copy / "greet.py", "def whisper", "def silence")
     told = tool(course, "next 02")
-    assert "  FAILS  Is loud enough\n         So that all can hear it.\n" in told
+    assert (
+        "  FAILS  Is loud enough (2 of 2 cases; here: you)\n         So that all can hear it.\n"
+    ) in told
     assert "\n         there is no Shout in shout.py yet (AttributeError: " in told
     assert "\n         in line 9 of tests/test_02_two.py; alone:\n         LESSON=" in told
     assert " .venv/bin/pytest tests/test_02_two.py::test_is_loud_enough\n" in told
     assert "\n  holds  Does not whisper\n" in told
     assert "\ngreet.py\n  greet, to be changed: Loudly.\n" in told
     assert "  whisper" not in told
-    assert tool(course, "next --hint") == "Stage 2 of 2: Loud\n\nThere is upper().\n"
+    assert tool(course, "next --hint") == (
+        "work/02_build\nStage 2 of 2: Loud\n\nThere is upper().\n"
+    )
 
     solve(course, copy, "shout.py")
     (copy / "greet.py").write_text(TWO["greet.py"] + "\n\ndef whisper(name):\n    return name\n")
@@ -394,9 +399,12 @@ def test_a_reader_builds_a_lesson(course):
     solve(course, copy, "shout.py")
     edit(copy / "greet.py", ": {len(SQL)}", ", {len(SQL)}")
     assert "  FAILS  The rest\n" in tool(course, "build 02")
+    told = tool(course, "next")
+    assert "\n  what has failed last: 0 of 1 hold\n\n  FAILS  The rest\n" in told
     solve(course, copy, "greet.py")
     told = tool(course, f"next {copy}")
     assert "All 2 stages hold." in told
+    assert "\n  what has failed last: 1 of 1 hold\n" in told
     assert "\n  test_02_two.py: 4 of 4 hold\n" in told
     assert "4 tests, and all hold: you have built lesson 02, Two." in told
 
@@ -419,6 +427,12 @@ def test_what_a_reader_has_written_is_never_overwritten(course):
     (course.root / "work/02_mine").mkdir()
     assert "work/02_mine is there already" in tool(course, "build 02 --name mine", 1)
     assert mine.read_text() == "mine = 1\n"
+
+
+def test_a_lesson_that_is_being_built_can_play_the_lessons_races(course):
+    write(course.root, {"lessons/02_two/races/two_counts.race": "# Two count at once.\n"})
+    tool(course, "build 02")
+    assert tool(course, "race work/02_build").startswith("02  two_counts ")
 
 
 def test_the_first_lesson_begins_from_nothing(course):

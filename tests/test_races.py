@@ -8,10 +8,10 @@ import re
 import pytest
 
 from shared.lessons import lessons
-from tools.races import RaceError, parse, play, races
+from tools.races import RaceError, parse, play
 
 pytestmark = pytest.mark.usefixtures("postgres")
-SCRIPTS = [path for lesson in lessons() for path in races(lesson)]
+SCRIPTS = [path for lesson in lessons() for path in sorted(lesson.glob("races/*.race"))]
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=[f"{p.parts[-3][:2]}-{p.stem}" for p in SCRIPTS])

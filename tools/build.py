@@ -5,7 +5,7 @@ from pathlib import Path
 from shared.lessons import BUILD, number
 from tools.generated import NoPlugin
 from tools.progress import NO_PLUGIN, lesson_of, progress, reached
-from tools.stages import Plan, make, plan
+from tools.stages import GIVEN, Plan, make, plan
 from tools.told import heading, introduce, tell, title
 from tools.tree import Course, CourseError
 
@@ -44,7 +44,7 @@ def next_(course: Course, lesson: str | None, hint: bool) -> None:
     if hint:
         planned = plan(course, lesson_of(course, copies[-1]))
         stage = min(reached(copies[-1]), len(planned.stages))
-        print(f"{heading(planned, stage)}\n")
+        print(f"{course.shown(copies[-1])}\n{heading(planned, stage)}\n")
         tell(planned.stages[stage - 1].hint)
     else:
         progress(course, copies[-1])
@@ -60,7 +60,17 @@ def begin(course: Course, planned: Plan, copy: Path, stage: int) -> None:
     if stage > 1:
         what += f" and stage{' 1' if stage == 2 else f's 1 to {stage - 1}'}"
     print(f"{course.shown(copy)} is yours: {what}, to become lesson {title(planned)}.\n")
+    if planned.given:
+        tell(f"Its small or boring parts are there already: {', '.join(given(planned))}.")
+        print()
     introduce(course, planned, stage)
     if missing:
         print()
         tell(missing)
+
+
+def given(planned: Plan) -> list[str]:
+    """What nobody has to write: of a file that was there before, each symbol."""
+    changes = [change for change, owner in planned.owners.items() if owner == GIVEN]
+    old = {path.name for path in planned.before.iterdir()} if planned.before else set[str]()
+    return [*dict.fromkeys(f"{f}#{symbol}" if f in old else f for f, symbol in changes)]

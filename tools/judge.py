@@ -4,6 +4,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from shared.lessons import number
@@ -36,12 +37,20 @@ def judge(
     course: Course, copy: Path, tests: list[str], *options: str, seconds: float = TEST_SECONDS
 ) -> dict[str, Case]:
     """Run tests (files, or single functions): how each function ends, by its first failure."""
-    found: dict[str, Case] = {}
+    found: dict[str, list[Case]] = {}
     command = [f"--timeout={within(seconds):g}", *options, *(f"tests/{test}" for test in tests)]
     for case in cases(course, copy, *command, seconds=MOST_SECONDS):
-        if case.test not in found or found[case.test].ended == "passed":
-            found[case.test] = case
-    return found
+        found.setdefault(case.test, []).append(case)
+    return {test: worst(each) for test, each in found.items()}
+
+
+def worst(found: list[Case]) -> Case:
+    """The first case of a test that has failed, if there is one."""
+    failed = [case for case in found if case.ended in ("failed", "error")]
+    if not failed or len(found) == 1:
+        return (failed or found)[0]
+    parameters = failed[0].name.partition("[")[2].removesuffix("]")
+    return replace(failed[0], others=f"{len(failed)} of {len(found)} cases; here: {parameters}")
 
 
 def import_error(copy: Path) -> str:

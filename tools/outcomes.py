@@ -29,7 +29,8 @@ def show(
     """Which tests hold, and why the others fail; of the first, where, and how to run it alone."""
     told = False
     for test, case in ended.items():
-        print(f"  {'holds' if holds(case) else 'FAILS'}  {sentence(test)}")
+        others = f" ({case.others})" if case and case.others else ""
+        print(f"  {'holds' if holds(case) else 'FAILS'}  {sentence(test)}{others}")
         if holds(case):
             continue
         if told:

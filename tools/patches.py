@@ -90,6 +90,7 @@ class Case:
     why: str
     message: str
     line: str = ""  # the last line of a test's file on the way to the error
+    others: str = ""  # if it has several sets of parameters: which one this is, and how many fail
 
 
 def cases(course: Course, copy: Path, *arguments: str, seconds: float = SECONDS) -> list[Case]:

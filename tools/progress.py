@@ -1,6 +1,7 @@
 """How far a reader's lesson is: the stages that hold, what fails first, and what comes next."""
 
 import ast
+from collections.abc import Iterable
 from pathlib import Path
 
 from shared.generated import fingerprint, recorded, selector
@@ -30,15 +31,21 @@ def lesson_of(course: Course, copy: Path) -> Path:
 
 def reached(copy: Path) -> int:
     """The number of the stage that was reached when it was last judged."""
-    text = (copy / BUILD).read_text().strip()
+    text = (copy / BUILD).read_text().partition("\n")[0]
     return max(int(text), 1) if text.isdecimal() else 1
+
+
+def keep(copy: Path, stage: int, failed: Iterable[str] = ()) -> None:
+    """failed: of all tests of the lesson, those to begin with next time."""
+    (copy / BUILD).write_text("\n".join([str(stage), *failed]) + "\n")
 
 
 def progress(course: Course, copy: Path) -> None:
     planned = plan(course, lesson_of(course, copy))
     count = len(planned.stages)
     stage = min(reached(copy), count)
-    (copy / BUILD).write_text(f"{stage}\n")  # for the last that was touched
+    failed_last = (copy / BUILD).read_text().split("\n")[1:-1]
+    keep(copy, stage, failed_last)  # it is the one that was touched last
     print(f"{course.shown(copy)}, lesson {title(planned)}\n")
     if wrong := syntax_error(copy) or stale_sql(planned, copy):
         print(f"{heading(planned, stage)}\n\n{wrong}")
@@ -49,11 +56,11 @@ def progress(course: Course, copy: Path) -> None:
             stage += 1
             ended |= tried(course, planned, copy, stage, stage)
         if failing is None:
-            whole(course, planned, copy)
+            whole(course, planned, copy, failed_last)
             return
     new = failing > reached(copy)
     if new:
-        (copy / BUILD).write_text(f"{failing}\n")
+        keep(copy, failing)
     if failing > 1:
         held = ["stage 1", "stages 1 and 2", f"stages 1 to {failing - 1}"][min(failing - 2, 2)]
         print(f"The tests of {held} hold.\n")
@@ -141,17 +148,23 @@ def to_write(planned: Plan, copy: Path, number: int) -> dict[Change, str]:
     return {change: planned.changes[change] for change in absent + untouched}
 
 
-def whole(course: Course, planned: Plan, copy: Path) -> None:
-    """After the last stage: all tests of the lesson."""
+def whole(course: Course, planned: Plan, copy: Path, failed_last: list[str]) -> None:
+    """After the last stage: all tests of the lesson; those that have failed last come first."""
     files = sorted((course.root / "tests").glob(f"test_{number(copy):02}_*.py"))
+    rounds = {file.name: [file.name] for file in files}
+    if failed_last:
+        rounds = {"what has failed last": failed_last, **rounds}
     print(f"All {len(planned.stages)} stages hold. Now all tests of the lesson, file by file:\n")
     ended: dict[str, Case] = {}
-    for file in files:
-        found = outcomes(course, copy, [file.name], seconds=WHOLE_SECONDS)
+    for name, tests in rounds.items():
+        found = outcomes(course, copy, tests, WHOLE_SECONDS)
         held = sum(map(holds, found.values()))
-        print(f"  {file.name}: {held} of {len(found)} hold", flush=True)
+        print(f"  {name}: {held} of {len(found)} hold", flush=True)
         ended |= found
+        if tests is failed_last and held < len(found):
+            break
     failed = {test: case for test, case in ended.items() if not holds(case)}
+    keep(copy, len(planned.stages), failed)
     if failed:
         print()
         show(course, copy, failed, {})

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, LiteralString, cast, get_args
 
 import psycopg
 
+from shared import lessons
 from shared.processes import wait_until, within
 from tools.signatures import query_name
 from tools.tree import Course, CourseError
@@ -56,18 +57,22 @@ def race(course: Course, lesson: str | None, script: str | None) -> list[str] | 
     """Play a race script of a lesson, or one of your own; without SCRIPT, list them."""
     if script is None:
         for each in course.chosen(lesson):
-            for path in races(each):
+            for path in races(course, each):
                 print(f"{each.name[:2]}  {path.stem:<25} {title(path)}")
         return None
     home = course.lesson(lesson)
-    path = find(home, script)
+    path = find(course, home, script)
     shown, wrong = play(home, path.read_text())
     print("\n".join(shown))
     return [f"{course.shown(path)}: {line}" for line in wrong] or None
 
 
-def races(lesson: Path) -> list[Path]:
-    return sorted(lesson.glob("races/*.race"))
+def races(course: Course, lesson: Path) -> list[Path]:
+    """Those of the lesson itself, for a copy that a reader is building."""
+    home = lesson
+    if (lesson / lessons.BUILD).exists():
+        home = course.lesson(f"{lessons.number(lesson):02}")
+    return sorted(home.glob("races/*.race"))
 
 
 def title(path: Path) -> str:
@@ -75,11 +80,12 @@ def title(path: Path) -> str:
     return path.read_text().partition("\n")[0].lstrip("# ")
 
 
-def find(lesson: Path, script: str) -> Path:
-    for path in (lesson / "races" / f"{script}.race", Path(script)):
-        if path.is_file():
-            return path
-    known = ", ".join(path.stem for path in races(lesson)) or "none"
+def find(course: Course, lesson: Path, script: str) -> Path:
+    found = {path.stem: path for path in races(course, lesson)}
+    path = found.get(script, Path(script))
+    if path.is_file():
+        return path
+    known = ", ".join(found) or "none"
     raise RaceError(f"{script}: no such race, and no such file; {lesson.name} has {known}")
 
 
