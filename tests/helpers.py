@@ -297,8 +297,8 @@ def rests(db, worker):
     """Wait until this worker gets hints, and has nothing to do: its dispatcher makes long pauses."""
     wait_until(lambda: worker._listener.hears, "it hears itself")
     looks = (
-        "select 1 from pg_stat_activity where query ~ 'look_for_work|claim_tasks' and state = 'idle'"
-        " and application_name = current_setting('application_name')"
+        "select 1 from pg_stat_activity where query ~ 'look_for_work|claim_tasks'"
+        " and state = 'idle' and application_name = current_setting('application_name')"
         " and state_change < clock_timestamp() - %s * interval '1 s'"
     )
     wait_until(lambda: len(execute(db, looks, 3 * worker.timing.poll)), "it rests")

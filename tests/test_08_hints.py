@@ -207,15 +207,15 @@ def test_hints_that_mean_nothing_do_no_harm(lesson, db):
         for payload in [*strange, *map(str, range(3000))]:
             stranger.execute("select pg_notify(current_schema(), %s)", (payload,))
             if payload == "1500":
-                id = enqueue(lesson, db)
+                first = enqueue(lesson, db)
         stranger.execute(
             "select pg_notify(current_schema(), 'default ' || n) from generate_series(1, 50000) n"
         )
-        for id in (id, enqueue(lesson, db)):
+        for id in (first, enqueue(lesson, db)):
             wait_for_status(db, id, "succeeded")
 
 
-def test_a_queue_with_a_name_that_no_worker_may_have(lesson, db):
+def test_a_queue_with_a_name_that_no_worker_may_have(db):
     """Longer than a payload may be: the hint must not make the insert fail."""
     execute(db, "insert into tasks (queue, name, input) values (repeat('ü', 9000), 'nothing', '1')")
     assert count(db, "queued") == 1

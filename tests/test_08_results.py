@@ -22,7 +22,9 @@ SOON = timedelta(seconds=0.2)
 
 
 def result(lesson, db, id, timeout=None):
-    return lesson.listen.wait_for_result(db, id, timeout or timedelta(seconds=within(20)))
+    if timeout is None:
+        timeout = timedelta(seconds=within(20))
+    return lesson.listen.wait_for_result(db, id, timeout)
 
 
 def test_a_client_gets_what_the_task_returns(lesson, db):
