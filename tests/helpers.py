@@ -294,7 +294,7 @@ def do_chores(lesson, queue):
 
 
 def rests(db, worker):
-    """Wait until this worker gets hints, and has nothing to do: its dispatcher makes long pauses."""
+    """Wait until this worker gets hints, has nothing to do, and makes its long pauses."""
     wait_until(lambda: worker._listener.hears, "it hears itself")
     looks = (
         "select 1 from pg_stat_activity where query ~ 'look_for_work|claim_tasks'"

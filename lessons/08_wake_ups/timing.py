@@ -7,9 +7,9 @@ from datetime import timedelta
 
 @dataclass(frozen=True)
 class Timing:
-    """poll: seconds between two looks for work. seldom: the same, for an idle worker that gets hints.
+    """In seconds. poll: between two looks for work. seldom: the same, while hints arrive.
 
-    upkeep: seconds between two rounds of chores. probe: between two probes whether hints arrive.
+    upkeep: between two rounds of chores. probe: between two hints to oneself.
     """
 
     poll: float = 0.1

@@ -165,10 +165,10 @@ class Worker:
             quiet = not tasks and not self._pause(quiet)
 
     def _pause(self, quiet: bool) -> bool:
-        """Until there may be something to claim. True: there may be; False: it is just time to look.
+        """Wait until it is time to look. True: earlier, as a slot is free, or a hint has come.
 
-        quiet: nothing has happened in the pause before this one. So after a hint it looks twice: a
-        claim passes over a row that somebody has locked for a moment, as a retry does.
+        quiet: nothing came in the pause before this one. So the pause after a hint is short: the
+        claim passes over rows that are locked for a moment, and some hints are a moment too early.
         """
         seldom = quiet and self._listener.hears
         end = time.monotonic() + (self.timing.seldom if seldom else self.timing.poll)
