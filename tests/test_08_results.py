@@ -2,6 +2,7 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
@@ -58,10 +59,11 @@ def test_a_client_gives_up_in_time(lesson, db):
 
 def test_a_client_gives_up_in_time_even_if_somebody_holds_the_row(lesson, db):
     id = enqueue(lesson, db)
-    with db.connect() as holder:
+    with ThreadPoolExecutor(1) as thread, db.connect() as holder:
         holder.execute("select from tasks where id = %s for update", (id,))
-        with pytest.raises(TimeoutError):
-            result(lesson, db, id, SOON)
+        client = thread.submit(result, lesson, db, id, SOON)
+        with pytest.raises(TimeoutError, match="is still queued"):
+            client.result(timeout=within(5))
 
 
 def test_what_is_no_task(lesson, db):

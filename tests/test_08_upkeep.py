@@ -96,7 +96,7 @@ def test_a_look_that_is_refused_does_not_end_the_upkeep(lesson, db):
         wait_for_status(db, enqueue(lesson, db, delay=timedelta(0)), "succeeded")
 
 
-def test_a_chore_that_is_refused_does_not_keep_the_others(lesson, db):
+def test_of_two_chores_the_second_is_done_although_the_first_is_refused(lesson, db):
     """The first one in each round."""
 
     def refused(queries):
