@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import timedelta
 
 import sqlalchemy as sa
@@ -30,6 +31,20 @@ def listeners(db):
             " and application_name = current_setting('application_name')",
         )
     ]
+
+
+@contextmanager
+def asked(db, query):
+    """The statements of that name which this process sends."""
+    found = []
+
+    def note(_connection, _cursor, statement, *_):
+        if query in statement:
+            found.append(statement)
+
+    sa.event.listen(db.autocommit, "before_cursor_execute", note)
+    yield found
+    sa.event.remove(db.autocommit, "before_cursor_execute", note)
 
 
 def test_an_idle_worker_starts_a_task_without_a_poll(lesson, db):
@@ -124,19 +139,13 @@ def test_a_worker_looks_twice_after_a_hint(lesson, db):
     hurry(lesson, poll=within(1), seldom=LONG)
     id = enqueue(lesson, db)
     worker = lesson.worker.Worker(db, "w")
-    looks = []
-
-    def note(_connection, _cursor, statement, *_):
-        if "claim_tasks" in statement:
-            looks.append(statement)
-
     with db.connect() as holder:
         holder.execute("select from tasks where id = %s for update", (id,))
         with working(worker):
             rests(db, worker)
-            sa.event.listen(db.autocommit, "before_cursor_execute", note)
-            execute(db, "select pg_notify(current_schema(), 'default')")
-            wait_until(lambda: looks, "it has looked")
+            with asked(db, "claim_tasks") as claims:
+                execute(db, "select pg_notify(current_schema(), 'default')")
+                wait_until(lambda: claims, "it has looked")
             holder.commit()
             wait_for_status(db, id, "succeeded")
 
@@ -176,13 +185,13 @@ def test_what_was_enqueued_while_nobody_listened_is_found_when_somebody_does(les
 
 def test_a_worker_polls_until_it_has_heard_itself(lesson, db):
     """Nobody answers: a LISTEN that succeeds proves nothing."""
-    hurry(lesson, seldom=LONG)
-    silence(db)
+    hurry(lesson, poll=0.02, seldom=LONG)
     worker = lesson.worker.Worker(db, "w")
     worker._listener.probe = lambda _: None
     with working(worker):
         wait_until(lambda: listeners(db), "it listens")
-        wait_for_status(db, enqueue(lesson, db), "succeeded")
+        with asked(db, "look_for_work") as looks:
+            wait_until(lambda: len(looks) >= 10, "it looks often")
 
 
 def test_a_stop_does_not_wait_for_the_long_pause(lesson, db):

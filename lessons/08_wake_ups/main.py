@@ -1,109 +1,191 @@
-"""Lesson 07: running it again: cancel, retry, replay. --help lists the verbs."""
+"""Lesson 08: wake-ups: whoever hears that there is work need not look. --help lists the verbs."""
 
+import random
+import statistics
+import threading
+import time
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 
-import sqlalchemy as sa
+from sqlalchemy.event import listen, remove
 
-import app
+import app as app  # its tasks
 from claim import limit_queue
 from control import cancel, replay, retry
 from db.queries import Querier
-from inputs import Json
+from listen import wait_for_result
 from shared.database import Database
-from shared.processes import SHORT_LEASE, wait_until, worker_processes
-from shared.story import check, count, feared, get, say, scene, status
+from shared.processes import wait_until, working
+from shared.story import check, feared, get, say, scene, status
 from shared.verbs import verbs
 from tasks import enqueue
+from timing import Timing
 from worker import Worker
 
 HERE = Path(__file__).resolve().parent
+CLIENTS, EACH = 16, 12
 
 
 def story(db: Database) -> None:
-    failed_again(db)
-    retried(db)
-    cancelled(db)
-    replayed(db)
+    slow = polled(db)
+    notified_by_all(db)
+    hinted(db, slow)
+    silent(db)
+    waited_for(db)
 
 
-def failed_again(db: Database) -> None:
-    scene("An order fails: one of its items is sold out. Then there is a new one, and we try again")
-    app.outside.forget()
-    id = enqueue_one(db, "fulfil", {"id": 7, "items": ["pen", "lamp"]})
-    with worker_processes(HERE, "a", options=SHORT_LEASE):
-        wait_until(lambda: status(db, id) == "failed", "the order has failed")
-        say(f"the order has {status(db, id)}: {get(db, id).error}")
-        app.outside.record("lamp: in stock")
-        with db.autocommit.connect() as connection:
-            connection.execute(sa.text(PUT_BACK), {"id": id})
-        say("there are lamps again; the order is put back into the queue, as in lesson 06")
-        wait_until(lambda: get(db, id).attempt > 2 and status(db, id) == "failed", "it fails again")
-        say(f"the order has {status(db, id)}: {get(db, id).error}")
-    asked = effects("lamp reserved")
-    feared(asked == 0, "nobody asked for a lamp: the child's failure is in the log, for ever")
+def polled(db: Database) -> float:
+    scene("An idle worker that polls, as in lesson 07: ten looks for work a second")
+    execute(db, "alter table tasks disable trigger tell_workers")
+    with working(Worker(db, "a", timing=Timing(seldom=Timing.poll))):
+        looks = looks_per_second(db)
+        say(f"{looks:.0f} looks a second for nothing")
+        slow = median_wait(db)
+    feared(looks > 4, f"and even so a task waits for {slow:.0f} ms until somebody looks")
+    execute(db, "alter table tasks enable trigger tell_workers")
+    return slow
 
 
-PUT_BACK = "update tasks set status = 'queued', error = null where id = :id"
+def notified_by_all(db: Database) -> None:
+    scene(f"{CLIENTS} clients enqueue; each commit takes 2 ms longer, as on a slow disk")
+    if not is_superuser(db):
+        say("skipped: only a superuser may set commit_delay")
+        return
+    rates = dict.fromkeys(TRIGGERS, 0.0)
+    for _ in range(2):  # the better one: something else may use the machine
+        for name, trigger in TRIGGERS.items():
+            execute(db, "truncate tasks, workers, event_log")
+            execute(db, "alter table tasks disable trigger tell_workers")
+            execute(db, trigger)
+            rates[name] = max(rates[name], crowd(db))
+            execute(db, "drop trigger if exists naive on tasks")
+    execute(db, "alter table tasks enable trigger tell_workers")
+    for name, rate in rates.items():
+        say(f"{name:32} {rate:5.0f} tasks a second")
+    nobody, everybody, two = rates.values()
+    feared(everybody < nobody / 2, "if every transaction notifies, they commit one after the other")
+    check(two > 1.5 * everybody, "if two at a time notify, most commit side by side")
 
 
-def retried(db: Database) -> None:
-    scene("Retry: the log is kept, and what failed is tried again")
-    order = id_of(db, "fulfil")
-    with db.engine.begin() as connection:
-        retry(connection, order)
-    say(f"the order is {status(db, order)}, and so is {count(db, 'queued') - 1} child")
-    with worker_processes(HERE, "a", options=SHORT_LEASE):
-        wait_until(lambda: status(db, order) == "succeeded", "the order is fulfilled")
-    say(f"{get(db, order).output}")
-    check(effects("card charged") == 1, "charged once: what had succeeded was not done again")
-    check(effects("pen reserved") == effects("lamp reserved") == 1, "each item was reserved once")
+TRIGGERS: dict[str, LiteralString] = {
+    "nobody notifies": "select 1",
+    "every transaction notifies": """
+        create or replace function notify_all() returns trigger language plpgsql as
+        $$ begin perform pg_notify('naive', new.queue); return null; end $$;
+        create trigger naive after insert on tasks for each row execute function notify_all()
+    """,
+    "two at a time: tell_workers": "alter table tasks enable trigger tell_workers",
+}
 
 
-def cancelled(db: Database) -> None:
-    scene("Cancel: a task that has not ended, and its children")
-    id = enqueue_one(db, "wait_for_a_nap", 60)
-    with worker_processes(HERE, "a", options=(*SHORT_LEASE, "--grace", "0.1")):
-        wait_until(lambda: (count(db, "waiting"), count(db, "running")) == (1, 1), "it waits")
-        with db.engine.begin() as connection:
-            cancel(connection, id)
-        wait_until(lambda: count(db, "cancelled") == 2, "its child is cancelled as well")
-    check(status(db, id) == "cancelled", "a cancelled task takes its children with it")
+def hinted(db: Database, slow: float) -> None:
+    scene("An idle worker that listens")
+    with working(Worker(db, "a")):
+        looks = looks_per_second(db)
+        say(f"{looks:.1f} looks a second")
+        wait = median_wait(db)
+    say(f"a task waits for {wait:.0f} ms")
+    check(looks < 4 and wait < slow / 2, "it asks less, and starts sooner")
 
 
-def replayed(db: Database) -> None:
-    scene("Replay: from the beginning, with an empty log and new keys")
-    app.outside.forget()
-    id = enqueue_one(db, "fulfil", {"id": 9, "items": ["pen"]})
-    with worker_processes(HERE, "a", options=SHORT_LEASE):
-        wait_until(lambda: status(db, id) == "succeeded", "order 9 is fulfilled")
-        with db.engine.begin() as connection:
-            replay(connection, id)
-        wait_until(lambda: status(db, id) == "succeeded", "order 9 is fulfilled again")
-    keys = {line.partition("key ")[2] for line in app.outside.effects() if "charged" in line}
-    check(effects("card charged") == len(keys) == 2, "the card was charged again, under a new key")
+def silent(db: Database) -> None:
+    scene("No hint arrives")
+    worker = Worker(db, "a")
+    with working(worker):
+        looks_per_second(db)
+        execute(db, "alter table tasks disable trigger tell_workers")
+        id = enqueue_one(db)
+        wait_until(lambda: status(db, id) == "succeeded", "the task has run")
+        execute(db, "alter table tasks enable trigger tell_workers")
+    task = get(db, id)
+    say(f"the task has waited for {(task.started_at - task.created_at).total_seconds():.1f} s")
+    check(True, "nothing is lost: the worker looks once a second even so")
 
 
-def id_of(db: Database, name: str) -> int:
+def waited_for(db: Database) -> None:
+    scene("A client waits for a result")
+    with working(Worker(db, "a")):
+        id = enqueue_one(db, "sleep", 0.5)
+        start = time.monotonic()
+        wait_for_result(db, id, timedelta(seconds=20))
+        say(f"it is there after {time.monotonic() - start:.2f} s; the task took 0.50 s")
+    check(get(db, id).watched, "its end was told, because somebody waited for it")
+
+
+def looks_per_second(db: Database) -> float:
+    """Of the worker of this process, once it is idle and hears whatever it can hear."""
+    looks: list[float] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if "look_for_work" in statement:
+            looks.append(time.monotonic())
+
+    time.sleep(1.5)
+    listen(db.autocommit, "before_cursor_execute", note)
+    time.sleep(2)
+    remove(db.autocommit, "before_cursor_execute", note)
+    return len(looks) / 2
+
+
+def median_wait(db: Database) -> float:
+    """Milliseconds from the insert to the start, by the database's clock."""
+    ids: list[int] = []
+    for _ in range(12):
+        time.sleep(random.uniform(0.1, 0.2))  # at any point of the worker's pause
+        ids.append(enqueue_one(db))
+    wait_until(lambda: status(db, ids[-1]) == "succeeded", "all have run")
+    tasks = [get(db, id) for id in ids]
+    return 1000 * statistics.median(
+        (task.started_at - task.created_at).total_seconds() for task in tasks
+    )
+
+
+def crowd(db: Database) -> float:
+    """Tasks a second, enqueued by many clients that begin at the same moment."""
+    begin = threading.Barrier(CLIENTS + 1)
+
+    def client() -> None:
+        with db.connect(autocommit=True) as connection:
+            connection.execute("set commit_delay = 2000; set commit_siblings = 0")
+            begin.wait()
+            for _ in range(EACH):
+                connection.execute("insert into tasks (name, input) values ('nothing', 'null')")
+
+    clients = [threading.Thread(target=client) for _ in range(CLIENTS)]
+    for thread in clients:
+        thread.start()
+    begin.wait()
+    start = time.monotonic()
+    for thread in clients:
+        thread.join()
+    return CLIENTS * EACH / (time.monotonic() - start)
+
+
+def is_superuser(db: Database) -> bool:
     with db.autocommit.connect() as connection:
-        query = sa.text("select id from tasks where name = :name")
-        return connection.execute(query, {"name": name}).scalar_one()
+        return connection.exec_driver_sql("show is_superuser").scalar_one() == "on"
 
 
-def effects(what: str) -> int:
-    return sum(f"{what}, key" in line for line in app.outside.effects())
+def execute(db: Database, statement: LiteralString) -> None:
+    with db.connect(autocommit=True) as connection:
+        connection.execute(statement)
 
 
-def enqueue_one(db: Database, name: str, input: Json, *, empty: bool = True, **options: Any) -> int:
-    """Into an empty queue, unless told otherwise."""
+def enqueue_one(db: Database, name: str = "nothing", input: Any = None) -> int:
     with db.engine.begin() as connection:
-        if empty:
-            connection.execute(sa.text("truncate tasks, workers, event_log"))
-        return enqueue(connection, name, input, **options)
+        return enqueue(connection, name, input)
 
 
 main = verbs(
-    HERE, story, Worker, enqueue, Querier, limit=limit_queue, by_hand=[cancel, retry, replay]
+    HERE,
+    story,
+    Worker,
+    enqueue,
+    Querier,
+    limit=limit_queue,
+    by_hand=[cancel, retry, replay],
+    result=wait_for_result,
 )
 
 if __name__ == "__main__":
