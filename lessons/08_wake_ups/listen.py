@@ -125,7 +125,7 @@ def wait_for_result(db: Database, id: int, timeout: timedelta) -> Json:
                 return task.output
             if task.status in ("failed", "cancelled"):
                 raise TaskError(f"task {id} {task.status}: {task.error or 'by hand'}")
-            # Somebody held the row, so there is no mark, and perhaps no hint.
+            # Without a mark, as somebody held the row, there is perhaps no hint: look again soon.
             look = time.monotonic() + (LOOK_SECONDS if task.watched else SLICE_SECONDS)
             while (seconds := min(look, end) - time.monotonic()) > 0:
                 if f"end of {id}" in hear(listener, seconds):
