@@ -11,7 +11,7 @@ from typing import Any
 import click
 import psycopg
 
-from bench import floor, lesson, picture, report
+from bench import floor, lesson, pgbench, picture, report
 from bench.growth import grow
 from bench.measures import BenchError, Rounds, Sizes, settings, summary
 from shared.lessons import LESSONS, NoSuchLesson, find, lessons, number
@@ -31,7 +31,7 @@ def measure(paths: dict[str, Path], sizes: Sizes, count: int) -> dict[str, Any]:
         engines = {"floor": floor.one_round, **engines}
         found: Rounds = {name: [] for name in engines}
         result: dict[str, Any] = {"settings": settings(url), "count": count}
-        if floor.pgbench() is None:
+        if pgbench.program() is None:
             say("there is no pgbench on PATH: its lines will be missing", style="yellow")
         for turn in range(1, count + 1):
             for name, one_round in engines.items():

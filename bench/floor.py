@@ -1,10 +1,6 @@
 """What the database itself allows: the same work in the fewest statements, and by pgbench."""
 
 import json
-import os
-import re
-import shutil
-import subprocess
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,11 +10,10 @@ import click
 import psycopg
 import sqlalchemy as sa
 
-from bench import jobs
-from bench.lesson import Bench, draining, enqueueing, opened, stepping, workflows
-from bench.measures import BATCH, PAYLOAD, Sizes, Values, check
+from bench import jobs, pgbench
+from bench.lesson import Bench, crowding, draining, enqueueing, opened, stepping, workflows
+from bench.measures import BATCH, PAYLOAD, Sizes, Values
 from shared.database import open_database
-from shared.postgres import out_of_sight
 
 HERE = Path(__file__).resolve().parent
 PAUSE = 0.002  # seconds between two looks into an empty queue
@@ -93,19 +88,11 @@ def one_round(sizes: Sizes) -> Values:
             with bench.workers(*names, slots=BATCH) as workers:
                 found |= draining(bench, workers, key, 10 * sizes.tasks)
         found |= stepping(bench, sizes)
-        if program := pgbench():
+        if program := pgbench.program():
+            found |= crowding(bench, program, sizes)
             for clients in (1, 16):
                 found |= benching(bench, program, clients, sizes.tasks)
     return found
-
-
-def pgbench() -> str | None:
-    """The one that came with the embedded server, or the one on PATH; None if there is none."""
-    if os.environ.get("DATABASE_URL"):
-        return shutil.which("pgbench")
-    from shared.embedded import Embedded
-
-    return str(Embedded().wheel() / "pginstall/bin/pgbench")
 
 
 def benching(bench: Bench, program: str, clients: int, tasks: int) -> Values:
@@ -113,17 +100,6 @@ def benching(bench: Bench, program: str, clients: int, tasks: int) -> Values:
     each = tasks // clients
     bench.empty()
     bench.fill("nothing", PAYLOAD, each * clients)
-    script = ["--no-vacuum", "--protocol=prepared", f"--file={HERE / 'pgbench.sql'}"]
-    load = [f"--client={clients}", "--jobs=2" if clients > 1 else "--jobs=1"]
-    with out_of_sight(bench.db.conninfo) as (conninfo, environment):
-        run = subprocess.run(
-            [program, *script, *load, f"--transactions={each}", conninfo],
-            capture_output=True,
-            env=environment,
-            text=True,
-            check=False,
-        )
-    rates = re.findall(r"^tps = ([\d.]+)", run.stdout, re.MULTILINE)
-    check(run.returncode == 0 and len(rates) == 1, f"pgbench: {run.stderr or run.stdout}")
+    rate = pgbench.rate(program, bench.db.conninfo, "drain.sql", clients, each)
     bench.check_drained("nothing", each * clients)
-    return {f"pgbench_{clients}": float(rates[0])}
+    return {f"pgbench_{clients}": rate}

@@ -17,11 +17,14 @@ from typing import Any, LiteralString, cast
 
 import psycopg
 
-from bench import jobs
+from bench import jobs, pgbench
 from bench.measures import (
     CHILDREN,
+    CROWD,
+    IDLE,
     LEASE,
     PAYLOAD,
+    SLOW_COMMIT,
     STEPS,
     WIDE,
     BenchError,
@@ -181,8 +184,11 @@ def one_round(path: Path, sizes: Sizes) -> Values:
     """Everything that this lesson can do, once."""
     with opened(jobs.load(path)) as bench:
         found = enqueueing(bench, sizes)
+        if program := pgbench.program():
+            found |= crowding(bench, program, sizes)
         with bench.workers("a") as workers:
-            found |= draining(bench, workers, "drain_1", sizes.tasks) | idling(bench, sizes)
+            found |= draining(bench, workers, "drain_1", sizes.tasks)
+            found |= idling(bench, workers, sizes)
             if bench.lesson.number >= 4:
                 found |= workflows(bench, workers, "workflows_10", sizes.workflows)
             if bench.lesson.number >= 6:
@@ -219,6 +225,19 @@ def enqueueing(bench: Bench, sizes: Sizes) -> Values:
     return found
 
 
+def crowding(bench: Bench, program: str, sizes: Sizes) -> Values:
+    """Many clients that enqueue at once, while each commit takes longer than it would."""
+    if bench.ask("select current_setting('is_superuser')") != "on":
+        return {}  # the server's own settings are not for us
+    bench.empty()
+    slow = f"-c commit_delay={SLOW_COMMIT * 1000} -c commit_siblings=0"
+    each = max(1, sizes.tasks // CROWD)
+    rate = pgbench.rate(program, bench.db.conninfo, "enqueue.sql", CROWD, each, slow)
+    queued = bench.ask("select count(*) from tasks where status = 'queued'")
+    check(queued == CROWD * each, f"{CROWD * each} were enqueued, and {queued} are there")
+    return {"enqueue_crowd": rate}
+
+
 def draining(bench: Bench, workers: list[WorkerProcess], key: str, tasks: int) -> Values:
     warm_up(bench)
     return bench.cost(workers, key, "nothing", PAYLOAD, tasks, runs=tasks)
@@ -240,15 +259,22 @@ def warm_up(bench: Bench) -> None:
     bench.empty()
 
 
-def idling(bench: Bench, sizes: Sizes) -> Values:
-    """The wait of a single task that meets an idle worker, in ms."""
+def idling(bench: Bench, workers: list[WorkerProcess], sizes: Sizes) -> Values:
+    """What an idle worker sends, and the wait of a single task that meets it, in ms."""
     bench.empty()
+    time.sleep(1)  # until it has noticed
+    before, start = counts(workers), time.monotonic()
+    time.sleep(IDLE)
+    used = counts(workers)
+    used.subtract(before)
+    rate = used["statements"] / (time.monotonic() - start)
     waits: list[float] = []
     for _ in range(sizes.samples):
-        time.sleep(random.uniform(0, 0.1))  # at any point of the worker's pause
+        time.sleep(random.uniform(0.1, 0.3))  # it is idle, and at any point of its pause
         start = time.time()
         waits.append((bench.run_one("now", None) - start) * 1000)
     return {
+        "idle_statements": rate,
         "idle": statistics.median(waits),
         "idle_p95": statistics.quantiles(waits, n=20, method="inclusive")[-1],
     }

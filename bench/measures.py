@@ -47,6 +47,8 @@ class Sizes:
 
 PAYLOAD = '{"padding": "' + "x" * 85 + '"}'  # 100 bytes of JSON
 STEPS, CHILDREN, BATCH, WIDE, LEASE = 10, 50, 100, 20, 2.0
+CROWD, SLOW_COMMIT = 16, 2  # clients; ms that a commit takes longer
+IDLE = 3.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,9 @@ class Measure:
 MEASURES = [
     Measure("enqueue_one", "enqueue, one by one", "tasks/s"),
     Measure("enqueue_transaction", "enqueue, all in one transaction", "tasks/s"),
+    Measure(
+        "enqueue_crowd", f"enqueue, {CROWD} clients, a commit {SLOW_COMMIT} ms longer", "tasks/s"
+    ),
     Measure("drain_1", "drain, 1 worker process", "tasks/s"),
     Measure("drain_2", "drain, 2 worker processes", "tasks/s"),
     Measure("drain_wide", f"drain, 1 worker process, {WIDE} slots", "tasks/s"),
@@ -75,6 +80,7 @@ MEASURES = [
     Measure("fan_out", f"fan-out: {CHILDREN} children and their parent", "ms"),
     Measure("idle", "idle worker: enqueue to start, median", "ms"),
     Measure("idle_p95", "idle worker: enqueue to start, 95 %", "ms"),
+    Measure("idle_statements", "idle worker: statements a second", ""),
     Measure("recovery", f"kill -9 to the next attempt, lease {LEASE:g} s", "s"),
     Measure("drain_1_statements", "statements per task", ""),
     Measure("drain_wide_statements", f"statements per task, {WIDE} slots", ""),

@@ -38,6 +38,7 @@ from shared.verbs import PATIENCE
 
 When = Literal["before", "after"]
 Fault = Literal["kill", "stop"]
+PROBE = ("SendHint",)  # changes nothing, and comes whenever it is time for it
 
 
 @dataclass(frozen=True)
@@ -220,6 +221,8 @@ class CrashTest(Watched):
         return (self._logs / f"{name}.log").read_text().splitlines()
 
     def before(self, names: tuple[str, ...]) -> bool:
+        if names == PROBE:
+            return self._is_dead()
         self._claims += names == ("ClaimTasks",)  # with one slot: only when that is free
         at = len(self._seen) + 1
         # Polls that will find nothing are no commits.
@@ -228,8 +231,8 @@ class CrashTest(Watched):
         return self._is_dead()
 
     def after(self, names: tuple[str, ...]) -> bool:
-        if self._is_dead():
-            return True
+        if self._is_dead() or names == PROBE:
+            return self._is_dead()
         self._seen.append(names)
         return self._when == "after" and len(self._seen) == self._at and self._strike(names)
 

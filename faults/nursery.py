@@ -122,6 +122,8 @@ def hurry(modules: Any) -> None:
         modules.worker.POLL_SECONDS = 0.01
         return
     pauses = {"poll": 0.01, "upkeep": 0.02, "first_backoff": timedelta(milliseconds=10)}
+    if hasattr(modules.timing.Timing, "seldom"):
+        pauses["seldom"] = pauses["poll"]
     modules.worker.Worker.__init__.__kwdefaults__["timing"] = modules.timing.Timing(**pauses)
 
 

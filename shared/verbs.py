@@ -101,10 +101,12 @@ def verbs(
     *,
     limit: Callable[[sa.Connection, str, int], None] | None = None,
     by_hand: Sequence[ByHand] = (),
+    result: Callable[[Database, int, timedelta], Any] | None = None,
 ) -> click.Group:
     """The group with all the verbs of a lesson, whose functions say with a ValueError what is bad.
 
     by_hand: what a person does to one task, in a transaction; the verb has the function's name.
+    result: waits for a task's end, until the time is over.
     """
     main = group(lesson, story)
     add_worker(main, lesson, worker)
@@ -118,6 +120,8 @@ def verbs(
         add_limit(main, lesson, limit)
     for function in by_hand:
         add_by_hand(main, lesson, function)
+    if result is not None:
+        add_result(main, lesson, result)
     return main
 
 
@@ -192,6 +196,22 @@ def add_by_hand(main: click.Group, lesson: Path, function: ByHand) -> None:
             except ValueError as error:
                 raise click.ClickException(f"{error}; `status` shows the tasks") from None
         say(f"task {id} is {then}")
+
+
+def add_result(
+    main: click.Group, lesson: Path, result: Callable[[Database, int, timedelta], Any]
+) -> None:
+    @main.command("result")
+    @click.argument("id", type=ID)
+    @click.option("--timeout", type=Seconds(0.1, 1e6), default=60, help="seconds")
+    def result_verb(id: int, timeout: timedelta) -> None:
+        """Wait for a task's end, and print what it returned."""
+        with open_database(lesson) as db:
+            try:
+                output = result(db, id, timeout)
+            except Exception as error:
+                raise click.ClickException(str(error)) from None
+        console.print(Text(printable(json.dumps(output))))
 
 
 def add_status(main: click.Group, lesson: Path, querier: type[Any]) -> None:

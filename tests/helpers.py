@@ -286,6 +286,24 @@ def id_of(worker):
     return worker.lease.worker_id
 
 
+def do_chores(lesson, queue):
+    """All that any worker does for the whole queue, once."""
+    chores = lesson.upkeep.CHORES
+    for chore in chores.values() if isinstance(chores, dict) else chores:
+        chore(queue)
+
+
+def rests(db, worker):
+    """Wait until this worker gets hints, has nothing to do, and makes its long pauses."""
+    wait_until(lambda: worker._listener.hears, "it hears itself")
+    looks = (
+        "select 1 from pg_stat_activity where query ~ 'look_for_work|claim_tasks'"
+        " and state = 'idle' and application_name = current_setting('application_name')"
+        " and state_change < clock_timestamp() - %s * interval '1 s'"
+    )
+    wait_until(lambda: len(execute(db, looks, 3 * worker.timing.poll)), "it rests")
+
+
 def by_hand(lesson, db, name, id):
     """cancel, retry or replay, in a transaction of its own. Raises BadInput."""
     with db.engine.begin() as connection:
@@ -300,6 +318,8 @@ def retry_after(lesson, wait):
 
 def hurry(lesson, **timing):
     """Another Timing for the lesson's workers, unless they are given one."""
+    if "poll" in timing and hasattr(lesson.timing.Timing, "seldom"):
+        timing = {"seldom": timing["poll"], **timing}
     lesson.worker.Worker.__init__.__kwdefaults__["timing"] = lesson.timing.Timing(**timing)
 
 

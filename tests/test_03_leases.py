@@ -12,6 +12,7 @@ from shared.testing import task_row, wait_for_status, waiting_for_a_lock, workin
 from tests.helpers import (
     MINUTE,
     claim,
+    do_chores,
     drop_workers,
     enqueue,
     execute,
@@ -206,8 +207,7 @@ def test_the_chores_wake_what_is_due_and_take_back_what_is_lost(lesson, db):
     drop_workers(db)
     due = enqueue(lesson, db, delay=timedelta(0))
     with queries(lesson, db) as queue:
-        for chore in lesson.upkeep.CHORES:
-            chore(queue)
+        do_chores(lesson, queue)
     assert [status_of(db, id) for id in (lost, due)] == ["queued", "queued"]
 
 

@@ -18,9 +18,9 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from shared import session
 from shared.database import Database, LessonError, open_database
 from shared.lessons import LESSONS, lessons
-from shared.processes import WorkerProcess, wait_until
+from shared.processes import WorkerProcess, wait_until, working
 from shared.session import SETTINGS
-from shared.testing import environment
+from shared.testing import Lesson, environment, wait_for_status
 
 LAST = lessons()[-1]
 # For each setting, one that a server may well have.
@@ -366,7 +366,9 @@ def test_a_pooler_that_drops_the_options(pooler, schema, admin, monkeypatch):
     assert not exists(admin, schema)
 
 
-def test_many_clients_behind_a_pooler(pooler, role, schema, admin, monkeypatch):
+@pytest.fixture
+def pooled_schema(pooler, role, schema, admin, monkeypatch):
+    """Everything goes through the pooler, and the server is set up for it."""
     monkeypatch.setenv("DATABASE_URL", pooler(""))
     monkeypatch.setenv("LESSON_POOLER", "transaction")
     assert f"and must be '{schema}'" in refused(), "the server is not set up for it yet"
@@ -377,6 +379,10 @@ def test_many_clients_behind_a_pooler(pooler, role, schema, admin, monkeypatch):
     admin.execute(
         "select pg_terminate_backend(pid) from pg_stat_activity where usename = %s", (role,)
     )
+    return schema
+
+
+def test_many_clients_behind_a_pooler(pooled_schema, role, admin):
     with open_database(LAST, reset=True) as db:
         workers = [WorkerProcess(LAST, f"w{n}", "--slots", "15") for n in range(4)]
         try:
@@ -387,7 +393,7 @@ def test_many_clients_behind_a_pooler(pooler, role, schema, admin, monkeypatch):
                         " select 'no such function', 'null' from generate_series(1, 300)"
                     )
                 )
-            done = f"select from {schema}.tasks where status = 'failed'"
+            done = f"select from {pooled_schema}.tasks where status = 'failed'"
             wait_until(lambda: admin.execute(done).rowcount == 300, "all have ended", 60)
             sessions = "select from pg_stat_activity where usename = %s"
             assert admin.execute(sessions, (role,)).rowcount <= 6
@@ -396,6 +402,22 @@ def test_many_clients_behind_a_pooler(pooler, role, schema, admin, monkeypatch):
                 assert worker.stop() == 0, worker.output()
     assert "drop them" in refused(), "who uses them cannot be seen"
     assert admin.execute(done).rowcount == 300
+
+
+def test_a_worker_behind_a_pooler_knows_that_it_hears_nothing(pooled_schema, caplog):
+    """LISTEN succeeds there, and nothing comes: so it goes on polling."""
+    assert pooled_schema
+    with open_database(LAST, reset=True) as db:
+        lesson = Lesson(LAST)
+        timing = lesson.timing.Timing(seldom=600, probe=0.1)
+        worker = lesson.worker.Worker(db, "w", slots=2, timing=timing)
+        with working(worker):
+            wait_until(lambda: "nothing comes through" in caplog.text, "it knows")
+            assert not worker._listener.hears
+            with db.autocommit.connect() as connection:
+                id = lesson.tasks.enqueue(connection, "nothing", None)
+            wait_for_status(db, id, "succeeded")
+            assert lesson.listen.wait_for_result(db, id, timedelta(seconds=9)) is None
 
 
 def test_the_pooler_has_one_mode(monkeypatch):

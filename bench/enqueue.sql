@@ -1,0 +1,1 @@
+insert into tasks (name, input) values ('nothing', 'null');
