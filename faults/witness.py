@@ -193,9 +193,10 @@ def of_tasks(db: Database, at_most: int | None) -> list[str]:
         if was in ENDED and statement not in AGAIN:
             wrong.append(f"task {id} has left {was}: {status}")
         claimed = (was, status) == ("queued", "running")
-        # Lessons 01 and 02 have no attempts. A fork counts as one.
-        grown = int(claimed or statement == "fork_task")
-        if attempt is not None and attempt - (was_attempt or 0) != grown:
+        if statement == "fork_task":  # which counts as an attempt
+            was_attempt = attempt
+        # Lessons 01 and 02 have no attempts.
+        if attempt is not None and attempt - (was_attempt or 0) != int(claimed):
             wrong.append(f"task {id}: {was} to {status}, {was_attempt} to {attempt}")
         if status == "running" and not claimed:
             wrong.append(f"task {id} runs, and was {was}")
