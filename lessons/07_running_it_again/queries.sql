@@ -322,7 +322,8 @@ where parent_id = cast(@parent_id as bigint);
 -- An open entry gets a child of its own, because the old one tells only the old task.
 -- No row: there is no such task, or its log does not reach this position.
 with kept as (
-    select * from event_log
+    select position, kind, name, input, output, error, child_id, completion, recorded_at
+    from event_log
     where event_log.task_id = @id and event_log.position <= cast(@position as int)
 ), fork as (
     insert into tasks (

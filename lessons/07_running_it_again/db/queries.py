@@ -182,7 +182,8 @@ class FindTaskRow:
 
 FORK_TASK = """-- name: fork_task \\:one
 with kept as (
-    select task_id, position, kind, name, input, output, error, settled, child_id, completion, attempt, recorded_at from event_log
+    select position, kind, name, input, output, error, child_id, completion, recorded_at
+    from event_log
     where event_log.task_id = :p1 and event_log.position <= cast(:p2 as int)
 ), fork as (
     insert into tasks (
