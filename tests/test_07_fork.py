@@ -241,7 +241,7 @@ def test_nobody_waits_for_a_fork(lesson, db):
     assert [row.output for row in ended(lesson, db, forked)] == [6]
 
 
-def test_many_forks_at_once_change_no_byte_of_the_old_task(lesson, db):
+def test_many_forks_side_by_side_change_no_byte_of_the_old_task(lesson, db):
     """While a worker runs what is forked."""
     define_parcel(lesson)
     id = enqueue(lesson, db, "parcel")
