@@ -315,7 +315,7 @@ where parent_id = cast(@parent_id as bigint);
 -- A new task, and copies of the entries that an old one's log has up to a position. No lock: all that this
 -- writes is new. It is one statement, so it reads one moment of the old task, which may be running or in
 -- somebody's hands; and the beginning of a log is a log at any moment.
--- attempt: the fork counts as the first, which has written the log. So the first run loads it.
+-- This statement, which writes the log, is attempt 1. The first run is attempt 2, and loads it.
 -- Completions keep their ranks, and thereby their order. Later ones get higher ranks.
 -- settled: a kept error is an answer. If it were not, a retry of the fork would retry the old task's child,
 -- which tells the old task, and the fork would wait for ever.
