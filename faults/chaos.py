@@ -144,9 +144,9 @@ def run(
 ) -> Result:
     """Let faults happen for so many seconds, then check. The lesson is the third or a later one.
 
-    by_hand: people cancel, retry and replay all the while, from lesson 07 on; what each task comes
-    to is then not known beforehand, and not checked. The server is one of its own, so that killing
-    it harms nobody else. With DATABASE_URL it is that one, and it is not killed.
+    by_hand: people cancel, retry, replay and fork all the while, from lesson 07 on; what each task
+    comes to is then not known beforehand, and not checked. The server is one of its own, so that
+    killing it harms nobody else. With DATABASE_URL it is that one, and it is not killed.
     """
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-")))
@@ -252,7 +252,7 @@ class Client:
 
 
 class Person:
-    """Cancels, retries and replays whatever there is. What must not be is a BadInput."""
+    """Cancels, retries, replays and forks what there is. What must not be is a BadInput."""
 
     def __init__(self, number: int, seed: int, engine: Any, db: Database) -> None:
         self.random = random.Random(f"{seed} person {number}")
@@ -262,12 +262,13 @@ class Person:
 
     def run(self, over: threading.Event) -> None:
         while not over.wait(self.random.uniform(0.01, 0.05)):
-            what = self.random.choice(["cancel", "retry", "retry", "replay"])
+            what = self.random.choice(["cancel", "retry", "retry", "replay", "fork"])
+            where = [self.random.randint(0, 3)] if what == "fork" else []
             share = self.random.random()
             with suppress(OperationalError, self.engine.BadInput), self.db.engine.begin() as own:
                 # Mostly one of the newest.
                 newest = own.execute(sa.text("select coalesce(max(id), 0) from tasks")).scalar_one()
-                getattr(self.engine, what)(own, newest - int(share * share * 100))
+                getattr(self.engine, what)(own, newest - int(share * share * 100), *where)
                 self.done[what] += 1
 
 
@@ -669,7 +670,7 @@ def expected_order(order: Any, gone: str) -> str:
 @click.option("--seconds", default=5.0, help="for how long faults happen")
 @click.option("--lesson", callback=lesson_with_worker, help="03 or later, or a copy's directory")
 @click.option(
-    "--by-hand", is_flag=True, help="with people who cancel, retry and replay; from 07 on"
+    "--by-hand", is_flag=True, help="with people who cancel, retry, replay and fork; from 07 on"
 )
 def main(seed: int, seconds: float, lesson: Path, by_hand: bool) -> None:
     """Random faults, and a check of the invariants at the end."""

@@ -10,7 +10,8 @@ A lesson's rows.toml holds the pictures by their names. `tables` are the columns
     { before = "RecordStep" }                       or until it is about to
     { kill = "a" }                                  kill -9; its lease is over
     { outside = "lamp: in stock" }                  a line for outside.log
-    { by_hand = "retry", id = 1 }                   a function that the engine has for people
+    { by_hand = "retry", id = 1 }                   a function that the engine has for people; a
+                                                    fork has a `position`, too
 
 After any of them, `show` is a caption: what has changed since the last picture is shown.
 """
@@ -39,8 +40,13 @@ FROM: dict[str, str] = {
     "tasks": "tasks order by tasks.id",
     "workers": "workers order by workers.id",
     "event_log": "event_log where task_id = 1 order by position",
+    "fork": "event_log join tasks on tasks.id = task_id where forked_from = 1 order by position",
 }
-TITLES = {"event_log": "event_log of task 1", "outside": "outside.log"}
+TITLES = {
+    "event_log": "event_log of task 1",
+    "fork": "event_log of its fork",
+    "outside": "outside.log",
+}
 Row = tuple[str, ...]
 Tables = dict[str, list[Row]]
 
@@ -99,9 +105,10 @@ class Held(Watched):
                 self.kill(self._pids.pop(name))
                 self._cut = None
                 self.end_leases()
-            case {"by_hand": verb, "id": id}:
+            case {"by_hand": verb, **rest}:
+                where = [rest[name] for name in ("id", "position") if name in rest]
                 with self.db.engine.begin() as connection:
-                    getattr(self.engine, verb)(connection, id)
+                    getattr(self.engine, verb)(connection, *where)
             case {"outside": line}:
                 self.outside.record(line)
             case {"after": name}:

@@ -44,6 +44,7 @@ TESTS = {
     "races and lock orders: wake-ups, retries, replays, cancels, limits": (
         "races or deadlock or at_once or same_moment or order_of_a_retry or one_statement"
     ),
+    "forks: of a task that runs, waits, has ended, or is in somebody's hands": "07_fork",
 }
 
 MIXED = "all faults mixed at random"

@@ -92,6 +92,7 @@ LOGS: dict[str, LiteralString] = {
     "a step was recorded by an attempt that was not the task's": (
         "select after, task from history where place = 'event_log' and after ->> 'kind' = 'step'"
         " and coalesce(before -> 'settled', 'false') = after -> 'settled'"
+        " and statement <> 'fork_task'"
         " and (after -> 'attempt' <> task -> 'attempt' or task ->> 'status' <> 'running')"
     ),
     "an error was settled by a run that was not the task's, or changed with that": (
@@ -116,8 +117,11 @@ LOGS: dict[str, LiteralString] = {
     ),
     "a child was spawned by an attempt that was not the task's": (
         "select after, task from history where place = 'event_log' and after ->> 'kind' = 'child'"
-        " and after -> 'ended' = 'false' and statement <> 'reopen_entries'"
+        " and after -> 'ended' = 'false' and statement not in ('reopen_entries', 'fork_task')"
         " and (after -> 'attempt' <> task -> 'attempt' or task ->> 'status' <> 'running')"
+    ),
+    "a fork has changed what was there": (
+        "select before, after from history where statement = 'fork_task' and before is not null"
     ),
     # Of a task that was never replayed.
     "a task does not count what was completed in its log": (
@@ -189,6 +193,8 @@ def of_tasks(db: Database, at_most: int | None) -> list[str]:
         if was in ENDED and statement not in AGAIN:
             wrong.append(f"task {id} has left {was}: {status}")
         claimed = (was, status) == ("queued", "running")
+        if statement == "fork_task":  # which counts as an attempt
+            was_attempt = attempt
         # Lessons 01 and 02 have no attempts.
         if attempt is not None and attempt - (was_attempt or 0) != int(claimed):
             wrong.append(f"task {id}: {was} to {status}, {was_attempt} to {attempt}")

@@ -67,6 +67,7 @@ limit 10000
 
 Story = Callable[[Database], None]
 ByHand = Callable[[sa.Connection, int], None]
+Fork = Callable[[sa.Connection, int, int], int]
 
 
 def group(lesson: Path, story: Story) -> click.Group:
@@ -101,11 +102,13 @@ def verbs(
     *,
     limit: Callable[[sa.Connection, str, int], None] | None = None,
     by_hand: Sequence[ByHand] = (),
+    fork: Fork | None = None,
     result: Callable[[Database, int, timedelta], Any] | None = None,
 ) -> click.Group:
     """The group with all the verbs of a lesson, whose functions say with a ValueError what is bad.
 
     by_hand: what a person does to one task, in a transaction; the verb has the function's name.
+    fork: a new task from one's log up to a position; returns its id.
     result: waits for a task's end, until the time is over.
     """
     main = group(lesson, story)
@@ -120,6 +123,9 @@ def verbs(
         add_limit(main, lesson, limit)
     for function in by_hand:
         add_by_hand(main, lesson, function)
+    if fork is not None:
+        add_fork(main, lesson, fork)
+        add_forks(main, lesson, querier)
     if result is not None:
         add_result(main, lesson, result)
     return main
@@ -196,6 +202,35 @@ def add_by_hand(main: click.Group, lesson: Path, function: ByHand) -> None:
             except ValueError as error:
                 raise click.ClickException(f"{error}; `status` shows the tasks") from None
         say(f"task {id} is {then}")
+
+
+def add_fork(main: click.Group, lesson: Path, fork: Fork) -> None:
+    @main.command("fork")
+    @click.argument("id", type=ID)
+    @click.argument("position", type=int)
+    def fork_verb(id: int, position: int) -> None:
+        """Run a task again from a position of its log, as a new task. 0: from the beginning."""
+        with open_database(lesson) as db, db.engine.begin() as connection:
+            try:
+                fork_id = fork(connection, id, position)
+            except ValueError as error:
+                raise click.ClickException(f"{error}; `log {id}` shows the positions") from None
+        say(f"task {fork_id} is queued: a fork of task {id} at position {position}")
+
+
+def add_forks(main: click.Group, lesson: Path, querier: type[Any]) -> None:
+    @main.command("forks")
+    @click.argument("id", type=ID)
+    def forks_verb(id: int) -> None:
+        """Show a task, what was forked from it, and what from that."""
+        with open_database(lesson) as db, db.autocommit.connect() as connection:
+            for task in querier(connection).list_forks(id=id):
+                of = (
+                    f", from {task.forked_from} at {task.fork_position}" if task.forked_from else ""
+                )
+                arrow = "" if task.outcome is None else f" -> {task.outcome}"
+                line = f"{2 * task.depth * ' '}task {task.id}{of}: {task.status}{arrow}"
+                console.print(Text(printable(line).replace("\n", " ")))
 
 
 def add_result(

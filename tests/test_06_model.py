@@ -144,6 +144,7 @@ class Durable(RuleBasedStateMachine):
         self.recorded: dict[Any, Any] = {}
         self.by_hand = False
         self.root = 0
+        self.fork_id = 0
         self.expected = Expected()
 
     @initialize(operations=PROGRAMS)
@@ -254,6 +255,20 @@ class Durable(RuleBasedStateMachine):
             with pytest.raises(self.world.lesson.inputs.BadInput), connection.begin():
                 again(connection, self.root)
 
+    @precondition(lambda self: hasattr(self.world.queue, "fork_task") and not self.fork_id)
+    @rule(position=st.integers(0, 8))
+    def fork(self, position):
+        """Before the first error: a kept one is never mended."""
+        ((known,),) = self.world.look.execute(
+            "select coalesce(min(position) filter (where error is not null) - 1, max(position), 0)"
+            " from event_log where task_id = %s",
+            (self.root,),
+        ).fetchall()
+        connection = self.world.transaction
+        with connection.begin():
+            fork = self.world.lesson.control.fork
+            self.fork_id = fork(connection, self.root, min(position, known))
+
     # What holds after each rule
 
     @invariant()
@@ -287,6 +302,8 @@ class Durable(RuleBasedStateMachine):
             if self.root:
                 self.come_to_an_end()
                 self.check(self.root, self.expected)
+                if self.fork_id:
+                    self.check(self.fork_id, self.expected)
                 self.check_effects()
         finally:
             self.settle()
@@ -346,7 +363,9 @@ class Durable(RuleBasedStateMachine):
         assert all(len(each) == 1 for each in names.values()), names
         for log, name, steps in self.world.look.execute(
             "select log_id::text, event_log.name, count(*) from event_log"
-            " join tasks on tasks.id = task_id where kind = 'step' group by log_id, event_log.name"
+            " join tasks on tasks.id = task_id where kind = 'step'"
+            " and position > coalesce((to_jsonb(tasks) ->> 'fork_position')::int, 0)"
+            " group by log_id, event_log.name"
         ):
             own = [key for key, what in names.items() if key.startswith(log) and name in dict(what)]
             assert len(own) >= steps, "each has a key of its own"

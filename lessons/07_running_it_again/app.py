@@ -25,6 +25,14 @@ def fulfil(ctx: Context, order: Order) -> str:
     return f"{payment}; {', '.join(parcel)}"
 
 
+@durable
+def ship(ctx: Context, order: Order) -> str:
+    """Charge the card, and send a parcel to where the customer lives."""
+    ctx.step(charge_card, order)
+    address = ctx.step(look_up_address, order)
+    return ctx.step(send_parcel, order, address)
+
+
 @task
 def reserve(order: Order) -> str:
     """A child task: it is retried by itself, and runs on whichever worker has a free slot."""
@@ -51,6 +59,15 @@ def charge_card(key: str, order: Order) -> str:
 
 def send_confirmation(key: str, order: Order) -> str:
     return effect(key, "confirmation sent", order)
+
+
+def look_up_address(_key: str, order: Order) -> str:
+    moved = f"order {order['id']}: the customer has moved" in outside.effects()
+    return "Oak Street" if moved else "Elm Street"
+
+
+def send_parcel(key: str, order: Order, address: str) -> str:
+    return effect(key, f"parcel sent to {address}", order)
 
 
 def effect(key: str, what: str, order: Order) -> str:

@@ -1,4 +1,4 @@
-"""Lesson 07: running it again: cancel, retry, replay. --help lists the verbs."""
+"""Lesson 07: running it again: cancel, retry, replay, fork. --help lists the verbs."""
 
 from pathlib import Path
 from typing import Any
@@ -7,12 +7,12 @@ import sqlalchemy as sa
 
 import app
 from claim import limit_queue
-from control import cancel, replay, retry
+from control import cancel, fork, replay, retry
 from db.queries import Querier
-from inputs import Json
+from inputs import BadInput, Json
 from shared.database import Database
 from shared.processes import SHORT_LEASE, wait_until, worker_processes
-from shared.story import check, count, feared, get, say, scene, status
+from shared.story import check, count, feared, get, log_of, say, scene, status
 from shared.verbs import verbs
 from tasks import enqueue
 from worker import Worker
@@ -25,6 +25,7 @@ def story(db: Database) -> None:
     retried(db)
     cancelled(db)
     replayed(db)
+    forked(db)
 
 
 def failed_again(db: Database) -> None:
@@ -72,16 +73,48 @@ def cancelled(db: Database) -> None:
 
 
 def replayed(db: Database) -> None:
-    scene("Replay: from the beginning, with an empty log and new keys")
-    app.outside.forget()
-    id = enqueue_one(db, "fulfil", {"id": 9, "items": ["pen"]})
+    scene("Replay: a parcel went to a wrong address, and it is all done again")
+    id = send_to_wrong_address(db, 9)
     with worker_processes(HERE, "a", options=SHORT_LEASE):
-        wait_until(lambda: status(db, id) == "succeeded", "order 9 is fulfilled")
+        try:
+            with db.engine.begin() as connection:
+                retry(connection, id)
+        except BadInput as refusal:
+            say(f"retry: {refusal}")
         with db.engine.begin() as connection:
             replay(connection, id)
-        wait_until(lambda: status(db, id) == "succeeded", "order 9 is fulfilled again")
+        wait_until(lambda: status(db, id) == "succeeded", "order 9 is shipped again")
+    say(f"replay: {get(db, id).output}")
     keys = {line.partition("key ")[2] for line in app.outside.effects() if "charged" in line}
     check(effects("card charged") == len(keys) == 2, "the card was charged again, under a new key")
+    feared(addresses(db, id) == ["Oak Street"], "of the first parcel, the log knows nothing more")
+
+
+def forked(db: Database) -> None:
+    scene("Fork: a new task keeps the charge, which is entry 1, and does the rest again")
+    id = send_to_wrong_address(db, 10)
+    with db.engine.begin() as connection:
+        new = fork(connection, id, 1)
+    with worker_processes(HERE, "a", options=SHORT_LEASE):
+        wait_until(lambda: status(db, new) == "succeeded", "order 10 is shipped again")
+    say(f"task {new}, forked from task {id}: {get(db, new).output}")
+    check(effects("card charged") == 1, "charged once")
+    found = addresses(db, id), addresses(db, new)
+    check(found == (["Elm Street"], ["Oak Street"]), "each log says where its parcel went")
+
+
+def send_to_wrong_address(db: Database, order: int) -> int:
+    app.outside.forget()
+    id = enqueue_one(db, "ship", {"id": order})
+    with worker_processes(HERE, "a", options=SHORT_LEASE):
+        wait_until(lambda: status(db, id) == "succeeded", f"order {order} is shipped")
+    say(f"{get(db, id).output}; but the customer has moved to Oak Street")
+    app.outside.record(f"order {order}: the customer has moved")
+    return id
+
+
+def addresses(db: Database, id: int) -> list[str]:
+    return [entry.output for entry in log_of(db, id) if entry.name == "look_up_address"]
 
 
 def id_of(db: Database, name: str) -> int:
@@ -103,7 +136,14 @@ def enqueue_one(db: Database, name: str, input: Json, *, empty: bool = True, **o
 
 
 main = verbs(
-    HERE, story, Worker, enqueue, Querier, limit=limit_queue, by_hand=[cancel, retry, replay]
+    HERE,
+    story,
+    Worker,
+    enqueue,
+    Querier,
+    limit=limit_queue,
+    by_hand=[cancel, retry, replay],
+    fork=fork,
 )
 
 if __name__ == "__main__":

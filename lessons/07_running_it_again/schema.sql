@@ -18,7 +18,8 @@
 --   A worker may die, or a run take too long: TakeBackTasks makes the task queued again, or failed
 --   if that was its last attempt.
 --
--- Nothing leaves succeeded, failed or cancelled, except by a retry or a replay by hand.
+-- Nothing leaves succeeded, failed or cancelled, except by a retry or a replay by hand. ForkTask inserts
+-- a new task, queued, whose log begins like that of an old one.
 
 create table workers (
     id          bigint generated always as identity primary key,
@@ -65,6 +66,8 @@ create table tasks (
     awaits     int[],                        -- waiting for the entries at these positions
     wake_after int,                          -- until this many of them are complete
     swept      boolean not null default false,  -- cancelled, and its children have ended
+    forked_from bigint,                      -- the task whose log its own began with
+    fork_position int,                       -- up to this position
     created_at timestamptz not null default clock_timestamp(),
     constraint output_if_succeeded check ((status = 'succeeded') = (output is not null)),
     constraint error_if_failed check (status <> 'failed' or error is not null),
@@ -104,6 +107,9 @@ create index tasks_children on tasks (parent_id)
 -- constraint would have one for it, and one more whenever its row changes.
 create unique index tasks_keys on tasks (name, idempotency_key) where idempotency_key is not null;
 
+-- ListForks: what was forked from a task.
+create index tasks_forks on tasks (forked_from) where forked_from is not null;
+
 create table queue_limits (
     queue       text primary key,
     -- 0 pauses the queue.
@@ -117,7 +123,8 @@ comment on table queue_limits is 'How many tasks of a queue may run at once. No 
 -- did it, and answers every later run; but an error at the end of the log gives way when a later attempt
 -- does the step again, unless it was settled, as the function had gone on. All other entries are opened
 -- by a run, and completed once, by somebody else. A retry by hand deletes a failed step at the end, and
--- reopens the entries of failed children, unless the function had gone on from them.
+-- reopens the entries of failed children, unless the function had gone on from them. A fork's log begins
+-- with copies.
 create table event_log (
     -- Whoever deletes a task deletes its log with it.
     task_id     bigint not null references tasks on delete cascade,

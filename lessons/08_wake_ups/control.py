@@ -1,15 +1,15 @@
-"""What a person does to a task: end it, give it another attempt, run it again from the beginning.
+"""What a person does to a task: end it, give it another attempt, run it again from any point.
 
-In the caller's transaction, which must roll back on BadInput. One rule for all of them: lock the
-rows, then look, then act. Children are locked before their parents, the greatest id first; a task
-before its log. To know which rows to lock takes a look, too: if that look gives something else once
-they are locked, the operation is refused.
+In the caller's transaction, which must roll back on BadInput. One rule for all that change tasks:
+lock the rows, then look, then act. Children are locked before their parents, the greatest id first;
+a task before its log. To know which rows to lock takes a look, too: if that look gives something
+else once they are locked, the operation is refused. A fork changes nothing, and locks nothing.
 """
 
 import sqlalchemy as sa
 
 from db.queries import Querier
-from inputs import BadInput, check_number
+from inputs import MAX_INT, BadInput, check_number
 
 
 def cancel(connection: sa.Connection, id: int) -> None:
@@ -57,6 +57,20 @@ def replay(connection: sa.Connection, id: int) -> None:
     queries.detach_children(parent_id=id)
     queries.replay_task(id=id)
     queries.delete_log(task_id=id)
+
+
+def fork(connection: sa.Connection, id: int, position: int) -> int:
+    """Run a task again from this position of its log, as a new task; its id.
+
+    The new log begins with copies of the entries up to there. What comes after them is done again,
+    under new idempotency keys. The old task, its log and its children stay as they are.
+    """
+    check_id(id)
+    check_number("a position", position, 0, MAX_INT)
+    fork_id = Querier(connection).fork_task(id=id, position=position)
+    if fork_id is None:
+        raise BadInput(f"there is no task {id}, or its log has no position {position}")
+    return fork_id
 
 
 def check(queries: Querier, id: int, *statuses: str) -> int:

@@ -12,7 +12,7 @@ from sqlalchemy.event import listen, remove
 
 import app as app  # its tasks
 from claim import limit_queue
-from control import cancel, replay, retry
+from control import cancel, fork, replay, retry
 from db.queries import Querier
 from listen import wait_for_result
 from shared.database import Database
@@ -185,6 +185,7 @@ main = verbs(
     Querier,
     limit=limit_queue,
     by_hand=[cancel, retry, replay],
+    fork=fork,
     result=wait_for_result,
 )
 

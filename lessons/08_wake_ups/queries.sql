@@ -311,6 +311,72 @@ set parent_id = null, parent_position = null,
     status = case when status in ('queued', 'running', 'waiting') then 'cancelled' else status end
 where parent_id = cast(@parent_id as bigint);
 
+-- name: ForkTask :one
+-- A new task, and copies of the entries that an old one's log has up to a position. No lock: all that this
+-- writes is new. It is one statement, so it reads one moment of the old task, which may be running or in
+-- somebody's hands; and the beginning of a log is a log at any moment.
+-- This statement, which writes the log, is attempt 1. The first run is attempt 2, and loads it.
+-- Completions keep their ranks, and thereby their order. Later ones get higher ranks.
+-- settled: a kept error is an answer. If it were not, a retry of the fork would retry the old task's child,
+-- which tells the old task, and the fork would wait for ever.
+-- An open entry gets a child of its own, because the old one tells only the old task.
+-- No row: there is no such task, or its log does not reach this position.
+with kept as (
+    select position, kind, name, input, output, error, child_id, completion, recorded_at
+    from event_log
+    where event_log.task_id = @id and event_log.position <= cast(@position as int)
+), fork as (
+    insert into tasks (
+        queue, name, input, priority, max_attempts, timeout, attempt, uncounted, completions,
+        forked_from, fork_position
+    )
+    select
+        queue, name, input, priority, max_attempts, timeout, 1, 1,
+        (select coalesce(max(kept.completion), 0) from kept), tasks.id, cast(@position as int)
+    from tasks
+    where tasks.id = @id
+    and (select coalesce(max(kept.position), 0) from kept) = cast(@position as int)
+    returning tasks.id
+), child as (
+    insert into tasks (
+        queue, name, input, priority, max_attempts, timeout, parent_id, parent_position
+    )
+    select
+        old.queue, old.name, old.input, old.priority, old.max_attempts, old.timeout, fork.id,
+        kept.position
+    from fork, kept
+    join tasks as old on old.id = kept.child_id
+    where kept.completion is null
+    returning tasks.id, tasks.parent_position
+), entry as (
+    insert into event_log (
+        task_id, position, kind, name, input, output, error, settled, child_id, completion,
+        attempt, recorded_at
+    )
+    select
+        fork.id, kept.position, kept.kind, kept.name, kept.input, kept.output, kept.error,
+        kept.error is not null, coalesce(child.id, kept.child_id), kept.completion,
+        1, kept.recorded_at
+    from fork, kept
+    left join child on child.parent_position = kept.position
+)
+select fork.id from fork;
+
+-- name: ListForks :many
+-- A task, what was forked from it, and what from that: each below what it was forked from.
+with recursive forks (id, path) as (
+    select tasks.id, array[tasks.id] from tasks where tasks.id = @id
+    union all
+    select tasks.id, forks.path || tasks.id from forks
+    join tasks on tasks.forked_from = forks.id
+)
+select tasks.id, cast(cardinality(forks.path) - 1 as int) as depth, tasks.forked_from,
+    tasks.fork_position, tasks.status,
+    left(coalesce(tasks.error, cast(tasks.output as text)), 200) as outcome
+from forks
+join tasks on tasks.id = forks.id
+order by forks.path;
+
 -- name: CancelTask :execrows
 update tasks
 set status = 'cancelled', error = null

@@ -57,6 +57,8 @@ class Task:
     awaits: Optional[List[int]]
     wake_after: Optional[int]
     swept: bool
+    forked_from: Optional[int]
+    fork_position: Optional[int]
     created_at: datetime.datetime
 
 

@@ -180,8 +180,52 @@ class FindTaskRow:
     input: Any
 
 
+FORK_TASK = """-- name: fork_task \\:one
+with kept as (
+    select position, kind, name, input, output, error, child_id, completion, recorded_at
+    from event_log
+    where event_log.task_id = :p1 and event_log.position <= cast(:p2 as int)
+), fork as (
+    insert into tasks (
+        queue, name, input, priority, max_attempts, timeout, attempt, uncounted, completions,
+        forked_from, fork_position
+    )
+    select
+        queue, name, input, priority, max_attempts, timeout, 1, 1,
+        (select coalesce(max(kept.completion), 0) from kept), tasks.id, cast(:p2 as int)
+    from tasks
+    where tasks.id = :p1
+    and (select coalesce(max(kept.position), 0) from kept) = cast(:p2 as int)
+    returning tasks.id
+), child as (
+    insert into tasks (
+        queue, name, input, priority, max_attempts, timeout, parent_id, parent_position
+    )
+    select
+        old.queue, old.name, old.input, old.priority, old.max_attempts, old.timeout, fork.id,
+        kept.position
+    from fork, kept
+    join tasks as old on old.id = kept.child_id
+    where kept.completion is null
+    returning tasks.id, tasks.parent_position
+), entry as (
+    insert into event_log (
+        task_id, position, kind, name, input, output, error, settled, child_id, completion,
+        attempt, recorded_at
+    )
+    select
+        fork.id, kept.position, kept.kind, kept.name, kept.input, kept.output, kept.error,
+        kept.error is not null, coalesce(child.id, kept.child_id), kept.completion,
+        1, kept.recorded_at
+    from fork, kept
+    left join child on child.parent_position = kept.position
+)
+select fork.id from fork
+"""
+
+
 GET_TASK = """-- name: get_task \\:one
-select id, queue, name, input, status, output, error, priority, run_at, timeout, attempt, max_attempts, uncounted, worker_id, started_at, idempotency_key, log_id, parent_id, parent_position, completions, awaits, wake_after, swept, created_at from tasks
+select id, queue, name, input, status, output, error, priority, run_at, timeout, attempt, max_attempts, uncounted, worker_id, started_at, idempotency_key, log_id, parent_id, parent_position, completions, awaits, wake_after, swept, forked_from, fork_position, created_at from tasks
 where id = :p1
 """
 
@@ -220,6 +264,32 @@ insert into queue_limits (queue, max_running)
 values (:p1, :p2)
 on conflict (queue) do update set max_running = excluded.max_running
 """
+
+
+LIST_FORKS = """-- name: list_forks \\:many
+with recursive forks (id, path) as (
+    select tasks.id, array[tasks.id] from tasks where tasks.id = :p1
+    union all
+    select tasks.id, forks.path || tasks.id from forks
+    join tasks on tasks.forked_from = forks.id
+)
+select tasks.id, cast(cardinality(forks.path) - 1 as int) as depth, tasks.forked_from,
+    tasks.fork_position, tasks.status,
+    left(coalesce(tasks.error, cast(tasks.output as text)), 200) as outcome
+from forks
+join tasks on tasks.id = forks.id
+order by forks.path
+"""
+
+
+@dataclasses.dataclass()
+class ListForksRow:
+    id: int
+    depth: int
+    forked_from: Optional[int]
+    fork_position: Optional[int]
+    status: str
+    outcome: str
 
 
 LIST_REPLAYED = """-- name: list_replayed \\:many
@@ -680,6 +750,12 @@ class Querier:
             input=row[1],
         )
 
+    def fork_task(self, *, id: int, position: int) -> Optional[int]:
+        row = self._conn.execute(sqlalchemy.text(FORK_TASK), {"p1": id, "p2": position}).first()
+        if row is None:
+            return None
+        return row[0]
+
     def get_task(self, *, id: int) -> Optional[models.Task]:
         row = self._conn.execute(sqlalchemy.text(GET_TASK), {"p1": id}).first()
         if row is None:
@@ -708,7 +784,9 @@ class Querier:
             awaits=row[20],
             wake_after=row[21],
             swept=row[22],
-            created_at=row[23],
+            forked_from=row[23],
+            fork_position=row[24],
+            created_at=row[25],
         )
 
     def give_back_tasks(self, *, worker_id: int, running: List[str], older_than: datetime.timedelta, skip: int, at_most: int) -> Iterator[GiveBackTasksRow]:
@@ -731,6 +809,18 @@ class Querier:
 
     def limit_queue(self, *, queue: str, max_running: int) -> None:
         self._conn.execute(sqlalchemy.text(LIMIT_QUEUE), {"p1": queue, "p2": max_running})
+
+    def list_forks(self, *, id: int) -> Iterator[ListForksRow]:
+        result = self._conn.execute(sqlalchemy.text(LIST_FORKS), {"p1": id})
+        for row in result:
+            yield ListForksRow(
+                id=row[0],
+                depth=row[1],
+                forked_from=row[2],
+                fork_position=row[3],
+                status=row[4],
+                outcome=row[5],
+            )
 
     def list_replayed(self, *, id: int) -> Iterator[ListReplayedRow]:
         result = self._conn.execute(sqlalchemy.text(LIST_REPLAYED), {"p1": id})
