@@ -8,14 +8,14 @@ PYTHON := .venv/bin/python
 setup := sh tools/setup.sh
 last := $(lastword $(sort $(wildcard lessons/[0-9][0-9]_*)))
 
-.PHONY: help setup demo test check crash faults bench run work diff generate output psql clean
+.PHONY: help setup demo test check crash faults bench run watch work diff generate output psql clean
 
 help: ## this list
 	@echo 'make VERB [LESSON=01] [ARGS="..."]'
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-12s%s\n", $$1, $$2 }'
 
 setup: ## install everything again into .venv (the other verbs make it when it is missing)
-	@rm -f .venv/.setup-run .venv/.setup-check
+	@rm -f .venv/.setup-run .venv/.setup-check .venv/.setup-watch
 	@$(setup)
 
 demo: ## run the story of the last lesson
@@ -23,11 +23,11 @@ demo: ## run the story of the last lesson
 	@cd $(last) && exec ../../$(PYTHON) main.py $(ARGS)
 
 test: ## run the tests; with LESSON, only the lessons' tests, on that lesson or copy
-	@$(setup)
+	@$(setup) $(if $(LESSON),,watch)
 	@$(PYTHON) -m pytest -n 4 $(if $(LESSON),tests/test_[0-9][0-9]_*.py) $(ARGS)
 
 check: ## everything that must hold before a commit: linters, types, and the texts against the code
-	@$(setup) check
+	@$(setup) check watch
 	@$(PYTHON) -m tools check $(ARGS)
 
 crash: ## list a lesson's commits; with AT=17, kill a worker at that one (WHEN=before: before it)
@@ -46,6 +46,10 @@ run: ## run a lesson; ARGS="worker --name a" plays a part of it by hand
 	@$(setup)
 	@lesson=$$($(PYTHON) -m shared.lessons "$(LESSON)") && python="$$(pwd)/$(PYTHON)" && \
 		cd "$$lesson" && exec "$$python" main.py $(ARGS)
+
+watch: ## see a lesson's rows as they change, in a browser; ARGS=--control: with buttons; =--terminal: here
+	@$(setup) watch
+	@$(PYTHON) -m glass "$(or $(LESSON),$(last))" $(ARGS)
 
 work: ## copy a lesson to work/01_mine, to change it at will; NAME=second calls it 01_second
 	@$(setup)

@@ -107,6 +107,8 @@ class Follower:
             except GONE:  # what was read from the log is told when the new tables are there
                 continue
             if known is None or seen.made[0] != known.made[0] or seen.schema != known.schema:
+                if log:  # what was committed since it was read, and before the snapshot
+                    pending += commits(log.read(), self.schema)
                 self._renew(known, seen, pending)
                 known = seen
             elif log is None:
