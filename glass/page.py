@@ -75,8 +75,11 @@ class Page:
     async def value(self, request: Request) -> Response:
         """All of a value of the task, however long."""
         asked = request.query_params
+        at = asked.get("at", "")
+        if not at.isdecimal():
+            return PlainTextResponse("at=NUMBER", 400)
         with self.history.lock:
-            _, state = self.history.at(int(asked.get("at", "").zfill(1)[:9]))
+            _, state = self.history.at(int(at))
         row = state.get("tasks", {}).get((asked.get("task", ""),), {})
         return PlainTextResponse(row.get(asked.get("column", "")) or "")
 

@@ -1,9 +1,10 @@
 """The time line in sentences: what one commit did, in one line."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from glass.activity import Session
-from glass.history import Change, Moment
+from glass.history import Change, Key, Moment
 from glass.values import ordinal, short
 
 EVENTS = 6  # of one commit
@@ -50,11 +51,22 @@ def names(sessions: list[Session]) -> str:
 def commit(changes: list[Change]) -> list[Event]:
     emptied = dict.fromkeys(change.table for change in changes if change.verb == "truncate")
     events = [Event("note", f"{table} is emptied") for table in emptied]
-    rest = [change for change in changes if change.verb != "truncate"]
+    rest = of_rows(change for change in changes if change.verb != "truncate")
     events += [describe(change) for change in rest[:EVENTS]]
     if len(rest) > EVENTS:
         events.append(Event("note", f"and {len(rest) - EVENTS:,} more rows"))
     return events
+
+
+def of_rows(changes: Iterable[Change]) -> list[Change]:
+    """One for each row, from what it was before the commit to what it was after it."""
+    found: dict[tuple[str, Key], Change] = {}
+    for change in changes:
+        first = found.get((change.table, change.key))
+        if first and change.verb == "update":
+            change = replace(first, after=change.after)
+        found[change.table, change.key] = change
+    return list(found.values())
 
 
 def describe(change: Change) -> Event:
@@ -85,7 +97,7 @@ def of_task(change: Change) -> Event:
     text = f"task {id}: {before.get('status', '?')} → {status}"
     if status == "running" and row.get("attempt"):
         text += f", attempt {row['attempt']}, worker {row.get('worker_id')}"
-    elif row.get("error") != before.get("error") and row.get("error"):
+    elif row.get("error") and status != "running" and not row.get("awaits"):
         text += f": {short(row['error'], 60)}"
     return Event(status, text, id)
 

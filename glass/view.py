@@ -231,7 +231,7 @@ def tags(task: Row, worker: str | None, rows: Rows) -> Iterable[Tag]:
     if attempt:
         yield "again" if attempt > 1 else "", f"attempt {attempt}"
     if worker:
-        yield "worker", f"{rows.workers.get(worker, {}).get('name') or 'worker'} {worker}"
+        yield "who", f"{rows.workers.get(worker, {}).get('name') or 'worker'} {worker}"
     if priority := number(task, "priority"):
         yield "", f"priority {priority}"
     if (queue := task.get("queue")) and queue != "default":

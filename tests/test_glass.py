@@ -139,7 +139,6 @@ def test_one_commit_stands_in_one_line(six, history):
     assert [
         "task 2: running → succeeded",
         "log of 1: 1 sleep → null, the first to end",
-        "task 1: completions 0 → 1, wake_after 1 → 0",
         "task 1: waiting → queued",
     ] in told
 

@@ -130,7 +130,7 @@ function Card({ card, chosen, choose }) {
     <span class="id">${card.id}</span> <b>${card.name}</b> ${!card.ended && html`<code>${card.input}</code>`}
     ${card.entries.length > 0 && html`<span class="entries">${card.entries.map((kind) => html`<i class=${kind} title=${kind} />`)}</span>`}
     ${card.tags.length > 0 && html`<span class="tags">${card.tags.map(([kind, text]) => html`<span class="tag ${kind}">${text}</span>`)}</span>`}
-    ${card.outcome && html`<code class=${card.failed ? "failed" : ""}>${card.failed ? "✗ " : ""}${card.outcome}</code>`}
+    ${card.outcome && html`<code class=${card.failed ? "bad" : ""}>${card.failed ? "✗ " : ""}${card.outcome}</code>`}
   </button>`;
 }
 
@@ -146,8 +146,8 @@ function Worker({ worker, live, control, act, choose }) {
       ${worker.gone && html`<span class="tag again">its row is gone</span>`}</p>
     <p class="slots">${worker.tasks.map((id) => html`<button key=${id} class="slot" title="task ${id}" onClick=${() => choose(id)}>${id}</button>`)}
       ${Array.from({ length: free }, () => html`<span class="slot free" title="a free slot" />`)}</p>
-    ${lease !== null && html`<p><meter min="0" max="10" low="1" optimum="10" value=${Math.max(0, lease)} /> <span class=${over ? "failed" : ""}>${over ? `lease over for ${(-lease).toFixed(1)} s` : `lease ${lease.toFixed(1)} s`}</span></p>`}
-    ${control && process && html`<p>
+    ${lease !== null && html`<p><meter min="0" max="10" low="1" optimum="10" value=${Math.max(0, lease)} /> <span class=${over ? "bad" : ""}>${over ? `lease over for ${(-lease).toFixed(1)} s` : `lease ${lease.toFixed(1)} s`}</span></p>`}
+    ${control && process && html`<p class="buttons">
       <button class="danger" onClick=${signal("kill")}>kill -9</button>
       ${process.stands_still ? html`<button onClick=${signal("go on")}>go on</button>` : html`<button onClick=${signal("stand still")}>stand still</button>`}
       <button onClick=${() => act({ do: "cut", pid: process.pid })}>cut connections</button>
@@ -166,11 +166,11 @@ function Task({ task, moment, control, act, choose }) {
   const all = (column) => `/value?at=${moment}&task=${encodeURIComponent(task.id)}&column=${encodeURIComponent(column)}`;
   return html`<div class="task">
     <h2>task ${task.id} <b>${task.name}</b> <button aria-label="close" onClick=${() => choose(null)}>×</button></h2>
-    ${control && html`<p>${["cancel", "retry", "replay"].map((name) => html`<button onClick=${() => act({ do: "by_hand", name, task: task.id })}>${name}</button> `)}</p>`}
+    ${control && html`<p class="buttons">${["cancel", "retry", "replay"].map((name) => html`<button onClick=${() => act({ do: "by_hand", name, task: task.id })}>${name}</button> `)}</p>`}
     ${task.tree && html`<ul class="tree"><${Branch} branch=${task.tree} chosen=${task.id} choose=${choose} /></ul>`}
     ${task.log.length > 0 && html`<h2>its log</h2><table>${task.log.map((entry) => html`<tr key=${entry.position}>
       <td>${entry.position}</td><td class="entries"><i class=${entry.kind} title=${entry.kind} /></td>
-      <td><b>${entry.name}</b> <code>${entry.input}</code><code class=${entry.kind.endsWith("failed") ? "failed" : ""}>→ ${entry.outcome || "…"}</code></td>
+      <td><b>${entry.name}</b> <code>${entry.input}</code><code class=${entry.kind.endsWith("failed") ? "bad" : ""}>→ ${entry.outcome || "…"}</code></td>
       <td class="hint">${entry.remarks.map((remark) => html`<div>${remark}</div>`)}${entry.child && html`<button class="link" onClick=${() => choose(entry.child)}>task ${entry.child}</button>`}</td>
     </tr>`)}</table>`}
     <h2>its row</h2>
