@@ -30,9 +30,9 @@ check: ## everything that must hold before a commit: linters, types, and the tex
 	@$(setup) check watch
 	@$(PYTHON) -m tools check $(ARGS)
 
-crash: ## list a lesson's commits; with AT=17, kill a worker at that one (WHEN=before: before it)
+crash: ## list a lesson's commits; AT=17 kills a worker there (WHEN=before: before it), STEP=1 asks at each
 	@$(setup)
-	@$(PYTHON) -m faults.crash "$(or $(LESSON),$(last))" $(if $(AT),--at $(AT)) $(if $(WHEN),--when $(WHEN))
+	@$(PYTHON) -m faults.crash "$(or $(LESSON),$(last))" $(if $(AT),--at $(AT)) $(if $(STEP),--step) $(if $(WHEN),--when $(WHEN))
 
 faults: ## try the engine with every fault there is, and write the table into docs/promises.md
 	@$(setup)

@@ -2,15 +2,18 @@
 
 python -m faults.crash LESSON            lists the commits of the lesson's canonical workload
 python -m faults.crash LESSON --at 17    kills the worker there, and tells what became of it
+python -m faults.crash LESSON --step     asks before each commit
 """
 
+import math
 import os
 import re
 import signal
 import sys
 import tempfile
+import threading
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -35,6 +38,10 @@ from shared.verbs import PATIENCE
 
 When = Literal["before", "after"]
 Fault = Literal["kill", "stop"]
+Ask = Callable[[int], When | None]  # the number of a commit, and when to kill: None: not at all
+
+
+ANSWERS: dict[str, When | None] = {"": None, "b": "before", "a": "after"}
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,9 @@ class CrashTest:
         self._when: When = "after"
         self._fault: Fault = "kill"
         self._claims = 0
+        self._ask: Ask | None = None
+        self._asked, self._held = 0, False
+        self._go = threading.Event()
         # The names of the statements in each commit: of an undisturbed run, and of this one.
         self.commits: list[tuple[str, ...]] = []
         self._seen: list[tuple[str, ...]] = []
@@ -98,19 +108,40 @@ class CrashTest:
     def rows(self, query: LiteralString | sql.Composed, *parameters: Any) -> list[Any]:
         return witness.rows(self.db, query, *parameters)
 
-    def run_victim(self, at: int | None, when: When, fault: Fault = "kill") -> bool:
+    def run_victim(
+        self, at: int | None, when: When, fault: Fault = "kill", ask: Ask | None = None
+    ) -> bool:
         """Let a worker run the workload, until it is struck at that commit; False: it never was.
 
         kill: kill -9. stop: SIGSTOP, and all that it has sent is on its way until `wake_victim`.
+        ask: called before each commit, which is held until it returns.
         """
         self._at, self._when, self._fault = at, when, fault
         self._seen, self.struck_at, self._victim = [], (), 0
-        self._victim = self._worker("victim", self.proxy.url, lease="60")
-        wait_until(lambda: bool(self.struck_at) or self.is_quiet(), "the victim is struck, or done")
-        self._at = None
+        self._ask, self._asked, self._held = ask, 0, False
+        self._go.clear()
+
+        def is_over() -> bool:
+            if self._held and ask:
+                self._answer(ask)
+            return bool(self.struck_at) or self.is_quiet()
+
+        self._victim = self._worker("victim", self.proxy.url, lease="86400")
+        try:
+            wait_until(is_over, "the victim is struck, or done", math.inf if ask else 30)
+        finally:
+            self._at = self._ask = None
+            self._go.set()
         if fault == "kill" or not self.struck_at:
             self.kill_victim()
         return bool(self.struck_at)
+
+    def _answer(self, ask: Ask) -> None:
+        """In the thread that waits for the victim, so that Ctrl-C ends it."""
+        if when := ask(self._asked):
+            self._at, self._when = self._asked, when
+        self._held = False
+        self._go.set()
 
     def kill_victim(self) -> None:
         self._nursery.kill(self._victim)
@@ -180,8 +211,13 @@ class CrashTest:
         self._claims += names == ("ClaimTasks",)  # with one slot: only when that is free
         at = len(self._seen) + 1
         # Polls that will find nothing are no commits.
-        if (self._when, self._at) == ("before", at) and [names] == self.commits[at - 1 : at]:
-            return self._strike(names)
+        if [names] == self.commits[at - 1 : at]:
+            if self._ask and self._asked < at:  # once: it may be sent again and again
+                self._go.clear()
+                self._asked, self._held = at, True
+                self._go.wait()
+            if (self._when, self._at) == ("before", at):
+                return self._strike(names)
         return self._is_dead()
 
     def _after(self, names: tuple[str, ...]) -> bool:
@@ -322,6 +358,11 @@ def tell_point(test: CrashTest, at: int, when: When) -> bool:
     if not test.run_victim(at, when):
         raise click.UsageError(f"there are {len(test.commits)} commits; AT is one of them")
     tell_workload(test)
+    return tell_crash(test, at, when)
+
+
+def tell_crash(test: CrashTest, at: int, when: When) -> bool:
+    """What became of it, when the worker has been killed."""
     scene(f"{test.db.lesson.name}: the worker is killed {when} its commit number {at}")
     name = ", ".join(test.struck_at)
     done = witness.changes(test.db)
@@ -360,6 +401,35 @@ def tell_point(test: CrashTest, at: int, when: When) -> bool:
     return not wrong
 
 
+def tell_steps(test: CrashTest) -> bool:
+    """Ask before each commit whether to let it through, until the worker is dead or done."""
+    names, planned = test.commits, test.changes_of_commits()
+    struck: list[tuple[int, When]] = []
+
+    def ask(at: int) -> When | None:
+        say(f"commit {at} of {len(names)}: {', '.join(names[at - 1])}. It will change:")
+        for change in planned[at - 1]:
+            console.print(Text(f"          {change.change}"))
+        keys = click.Choice([*ANSWERS])
+        answer = click.prompt(
+            "Enter, b or a", "", type=keys, show_default=False, show_choices=False
+        )
+        if when := ANSWERS[answer]:
+            struck.append((at, when))
+        return when
+
+    test.reset()
+    tell_workload(test)
+    scene(f"{test.db.lesson.name}: a worker that is held before each of its commits")
+    say("Enter lets the commit through. b: kill -9 before the server gets it. a: kill -9 when the")
+    say("server has done it, and the worker has not heard. Its tables can be watched meanwhile:")
+    say(f"LESSON_SCHEMA={test.db.schema} make watch LESSON={test.db.lesson.name[:2]}")
+    if test.run_victim(None, "after", ask=ask):
+        return tell_crash(test, *struck[-1])
+    say(f"the worker has done everything: {told(test.statuses())}")
+    return True
+
+
 def told(statuses: dict[str, int]) -> str:
     return ", ".join(f"{number} {status}" for status, number in sorted(statuses.items()))
 
@@ -367,12 +437,16 @@ def told(statuses: dict[str, int]) -> str:
 @click.command()
 @click.argument("lesson", callback=lesson_with_worker)
 @click.option("--at", type=click.IntRange(1), help="the number of the commit; without it, a list")
+@click.option("--step", is_flag=True, help="ask before each commit")
 @click.option("--when", type=click.Choice(["before", "after"]), default="after", show_default=True)
-def main(lesson: Path, at: int | None, when: When) -> None:
+def main(lesson: Path, at: int | None, step: bool, when: When) -> None:
     """Kill a worker of LESSON (06, or a directory such as work/06_mine) at a commit."""
     try:
         with crash_test(lesson) as test:
-            if at is None:
+            if step:
+                if not tell_steps(test):
+                    sys.exit(1)
+            elif at is None:
                 tell_commits(test)
             elif not tell_point(test, at, when):
                 sys.exit(1)

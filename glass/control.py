@@ -20,7 +20,6 @@ SIGNALS = {
     "go on": signal.SIGCONT,
     "stop": signal.SIGTERM,
 }
-BY_HAND = ("cancel", "retry", "replay")
 MOST = 8  # workers
 
 
@@ -32,9 +31,10 @@ class Control:
     def __init__(self, lesson: Path, schema: str, url: str, history: History) -> None:
         self.lesson, self.schema, self.url, self.history = lesson, schema, url, history
         self.workers: list[WorkerProcess] = []
-        app = lesson / "app.py"
-        functions = r"^@(?:task|durable)\b.*\s+def (\w+)"
-        self.names = re.findall(functions, app.read_text(), re.M) if app.exists() else []
+        # What may be enqueued, and the lesson's verbs for one task.
+        self.names = words(lesson / "app.py", r"^@(?:task|durable)\b.*\s+def (\w+)")
+        by_hand = words(lesson / "main.py", r"by_hand=\[(.*)\]")
+        self.verbs = re.findall(r"\w+", by_hand[0]) if by_hand else []
 
     def close(self) -> None:
         for worker in self.workers:
@@ -79,8 +79,8 @@ class Control:
         return self.main("enqueue", "--", name, input)
 
     def by_hand(self, verb: str, task: int) -> str:
-        if verb not in BY_HAND:
-            raise Refused(f"{verb} is none of {', '.join(BY_HAND)}")
+        if verb not in self.verbs:
+            raise Refused(f"this lesson has no verb {verb} for a task")
         return self.main(verb, "--", str(task))
 
     def main(self, *arguments: str) -> str:
@@ -108,3 +108,7 @@ class Control:
             embedded.stop(signal.SIGQUIT)
             embedded.start()
         return "Postgres was ended as in a crash, and has started again"
+
+
+def words(module: Path, pattern: str) -> list[str]:
+    return re.findall(pattern, module.read_text(), re.M) if module.exists() else []

@@ -45,8 +45,9 @@ class Page:
 
     def look(self, moment: int | None, task: str | None) -> str:
         """A view, as JSON, and what the page has to know besides."""
-        names = self.control.names if self.control else None
-        seen = {"title": self.title, "names": names, **vars(view(self.history, moment, task))}
+        control = self.control
+        buttons = {"names": control.names, "verbs": control.verbs} if control else None
+        seen = {"title": self.title, "buttons": buttons, **vars(view(self.history, moment, task))}
         return json.dumps(seen, default=vars)
 
     async def view(self, request: Request) -> Response:

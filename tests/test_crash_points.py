@@ -7,7 +7,7 @@ import psycopg
 import pytest
 
 from faults import witness
-from faults.crash import crash_test, every_point
+from faults.crash import ANSWERS, crash_test, every_point
 from faults.proxy import Proxy, writes
 from shared.lessons import find, number
 
@@ -50,6 +50,30 @@ def test_the_commits_that_the_lessons_name(crash, at, statement, change):
     assert len(commits) == len(crash.commits)
     assert commits[at - 1][-1].statement == statement
     assert any(change in one.change for one in commits[at - 1])
+
+
+@pytest.mark.parametrize(
+    ("answers", "done"), [(("", "", "b"), 2), (("", "", "a"), 3)], ids=["before", "after"]
+)
+@pytest.mark.parametrize("path", [FIRST], ids=lambda path: path.name)
+def test_a_worker_is_held_at_each_commit_until_it_is_let_go(crash, answers, done):
+    held = []
+    planned = changes(crash)
+
+    def ask(at):
+        held.append(at)
+        assert changes(crash) == planned[: at - 1]
+        return ANSWERS[answers[at - 1]]
+
+    crash.reset()
+    assert crash.run_victim(None, "after", ask=ask)
+    assert held == [1, 2, 3]
+    assert changes(crash) == planned[:done]
+    assert crash.struck_at == crash.commits[2]
+
+
+def changes(crash):
+    return [[change.change for change in commit] for commit in crash.changes_of_commits()]
 
 
 @pytest.mark.parametrize("path", [LAST], ids=lambda path: path.name)

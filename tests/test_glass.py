@@ -1,5 +1,6 @@
 """The glass box: every commit is seen, every earlier moment can be seen again, whatever happens."""
 
+import io
 import os
 import signal
 import time
@@ -9,11 +10,13 @@ from types import SimpleNamespace
 
 import psycopg
 import pytest
+from rich.console import Console
 
 from faults import witness
 from glass.decoding import commits, rows
 from glass.follow import Follower
 from glass.history import History
+from glass.terminal import draw
 from glass.view import view
 from shared import embedded
 from shared.database import open_database
@@ -250,6 +253,19 @@ def test_ten_thousand_tasks_are_counted_and_the_first_are_shown(six, history):
     wait_until(lambda: counts(history) == {}, "they are gone")
     assert [event.text for event in view(history).lines[-1].events] == ["tasks is emptied"]
     assert counts(history, history.length - 1) == {"queued": 10_000}
+
+
+def test_the_terminal_shows_the_same(six, history):
+    run(six, ("wait_for_a_nap", 0), ("divide", [1, 0]))
+    execute(six.db, "insert into tasks (name, input) values (%s, '1')", "\x1b[31m" + "[bold]red")
+    wait_until(lambda: counts(history) == {"queued": 1, "succeeded": 2, "failed": 1}, "all is seen")
+    console = Console(width=180, height=40, record=True, file=io.StringIO())
+    console.print(draw(view(history), "06", 40))
+    shown = console.export_text()
+    assert "\x1b" not in shown
+    for part in ["succeeded 2", "\\x1b[31m[bold]red", "wait_for_a_nap ●", "ZeroDivisionError"]:
+        assert part in shown, shown
+    assert len(shown.splitlines()) <= 40
 
 
 @pytest.mark.parametrize("number", ["00", "01", "02", "03", "04", "05", "07"])

@@ -13,6 +13,10 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
+from glass.control import Control, Refused
+from glass.history import History
+from shared import embedded
+from shared.lessons import find, lessons
 from shared.processes import wait_until, within, worker_processes
 from tests.test_glass import execute, tables
 
@@ -150,7 +154,7 @@ def test_buttons_are_for_workers_of_this_lesson_only(buttons):
         ({"do": "signal", "pid": os.getpid(), "name": "kill"}, 409, "is no worker"),
         ({"do": "signal", "pid": buttons.process.pid, "name": "stop"}, 409, "is no worker"),
         ({"do": "cut", "pid": 1}, 409, "is no worker"),
-        ({"do": "by_hand", "name": "worker", "task": 1}, 409, "worker is none of"),
+        ({"do": "by_hand", "name": "retry", "task": 1}, 409, "has no verb retry"),
         ({"do": "by_hand", "name": "cancel", "task": "1; ls"}, 400, "not understood"),
         ({"do": "worker", "lease": "1; ls"}, 400, "not understood"),
         ({"do": "signal"}, 400, "not understood"),
@@ -165,11 +169,51 @@ def test_buttons_are_for_workers_of_this_lesson_only(buttons):
     assert buttons.ask("/do", method="POST", body="[1]")[0] == 400
 
 
+def test_what_the_buttons_do_to_a_worker(three, buttons):
+    def seen():
+        return json.loads(buttons.ask("/view?at=999999&task=1")[1])
+
+    assert buttons.do(do="worker", lease="4") == (200, "worker glass-1 is started")
+    wait_until(lambda: any(one["process"] for one in seen()["workers"]), "it is connected")
+    (process,) = [one["process"] for one in seen()["workers"]]
+    assert (process["name"], process["slots"]) == ("glass-1", 10)
+    assert "task 1 is queued" in buttons.do(do="enqueue", name="hopeless", input="null")[1]
+    wait_until(lambda: any(c["id"] == "1" for c in seen()["columns"][4]["cards"]), "it failed")
+    said = buttons.do(do="cut", pid=process["pid"])[1]
+    assert said.endswith("connections of worker glass-1 are cut")
+    assert int(said.split()[0]) > 2
+    name = f"{three.db.schema} {process['pid']}"
+    connected = "select pid from pg_stat_activity where application_name = %s"
+    wait_until(lambda: execute(three.db, connected, name), "it has connected again")
+    wait_until(lambda: any(one["process"] for one in seen()["workers"]), "which is seen")
+    assert buttons.do(do="signal", pid=process["pid"], name="stop")[0] == 200
+    wait_until(lambda: not any(one["process"] for one in seen()["workers"]), "it has stopped")
+
+
+def test_verbs_for_a_task():
+    verbs = [Control(path, "x", "", History()).verbs for path in lessons()]
+    assert (verbs[3], verbs[6], sorted(verbs[7])) == ([], ["retry"], ["cancel", "replay", "retry"])
+    assert Control(find("06"), "x", "", History()).names[:2] == ["fulfil", "reserve"]
+
+
+def test_a_crash_by_button(own_server):
+    control = Control(find("03"), "lesson_03", own_server.url, History())
+    with pytest.raises(Refused, match="DATABASE_URL is not ours"):
+        control.crash()
+    with pytest.MonkeyPatch.context() as patch, psycopg.connect(own_server.url) as db:
+        patch.delenv("DATABASE_URL")
+        patch.setattr(embedded, "Embedded", lambda: own_server)
+        assert "has started again" in control.crash()
+        with pytest.raises(psycopg.OperationalError):
+            db.execute("select 1")
+    psycopg.connect(own_server.url).close()
+
+
 def test_without_control_there_are_no_buttons(three):
     with page(three.path) as opened:
         assert opened.do(do="crash") == (404, "Not Found")
         _, text, _ = opened.ask("/view?at=0")
-        assert json.loads(text)["names"] is None
+        assert json.loads(text)["buttons"] is None
 
 
 def test_all_of_a_long_value(three):
@@ -283,7 +327,7 @@ def test_a_kill_by_button_is_followed_and_the_past_can_be_seen(buttons, chromium
         first.get_by_text("go on").wait_for()
         first.get_by_text("kill -9").click()
         first.get_by_text("no process").wait_for()
-        first.get_by_text("lease over").wait_for()
+        shown.locator("footer li", has_text="worker 1 (glass-1) is in the table no more").wait_for()
         card(shown, "running", 1).get_by_text("glass-2").wait_for()
         assert card(shown, "running", 1).get_by_text("attempt 2").count() == 1
 

@@ -50,7 +50,7 @@ function Page() {
   };
 
   if (!view) return html`<p class="hint">looking…</p>`;
-  const control = view.names !== null && view.live;
+  const buttons = view.live ? view.buttons : null; // null: it can only be looked at
   return html`
     <header>
       <h1>${view.title}</h1>
@@ -58,7 +58,7 @@ function Page() {
       ${view.limits.map((limit) => html`<span class="tag">queue ${limit.queue}: ${limit.running} of ${limit.most} running</span>`)}
       ${view.sampled && html`<span class="warning" title=${view.sampled}>what lasts less than 0.2 s is not seen: ${view.sampled}</span>`}
       ${view.note && html`<span class="warning">${view.note}</span>`}
-      ${control && html`<${Control} names=${view.names} act=${act} />`}
+      ${buttons && html`<${Control} names=${buttons.names} act=${act} />`}
       <output title=${said}>${said}</output>
     </header>
     <main class=${view.live ? "" : "past"}>
@@ -69,10 +69,10 @@ function Page() {
       <aside>
         <h2>workers</h2>
         ${view.workers.length === 0 && html`<p class="hint">none</p>`}
-        ${view.workers.map((worker) => html`<${Worker} key=${worker.id ?? `p${worker.process.pid}`} worker=${worker} live=${view.live} control=${control} act=${act} choose=${setTask} />`)}
+        ${view.workers.map((worker) => html`<${Worker} key=${worker.id ?? `p${worker.process.pid}`} worker=${worker} live=${view.live} control=${buttons !== null} act=${act} choose=${setTask} />`)}
         ${view.waits.length > 0 && html`<h2>who waits for whom</h2>`}
         ${view.waits.map((wait) => html`<${Wait} key=${wait.waiter.pid} wait=${wait} />`)}
-        ${view.task ? html`<${Task} task=${view.task} moment=${view.moment} control=${control} act=${act} choose=${setTask} />` : html`<p class="hint">Choose a task to see its row, its log and its tree.</p>`}
+        ${view.task ? html`<${Task} task=${view.task} moment=${view.moment} verbs=${buttons?.verbs ?? []} act=${act} choose=${setTask} />` : html`<p class="hint">Choose a task to see its row, its log and its tree.</p>`}
       </aside>
     </main>
     <${Story} view=${view} go=${go} choose=${setTask} />`;
@@ -162,11 +162,11 @@ function Wait({ wait }) {
   </div>`;
 }
 
-function Task({ task, moment, control, act, choose }) {
+function Task({ task, moment, verbs, act, choose }) {
   const all = (column) => `/value?at=${moment}&task=${encodeURIComponent(task.id)}&column=${encodeURIComponent(column)}`;
   return html`<div class="task">
     <h2>task ${task.id} <b>${task.name}</b> <button aria-label="close" onClick=${() => choose(null)}>×</button></h2>
-    ${control && html`<p class="buttons">${["cancel", "retry", "replay"].map((name) => html`<button onClick=${() => act({ do: "by_hand", name, task: task.id })}>${name}</button> `)}</p>`}
+    <p class="buttons">${verbs.map((name) => html`<button onClick=${() => act({ do: "by_hand", name, task: task.id })}>${name}</button>`)}</p>
     ${task.tree && html`<ul class="tree"><${Branch} branch=${task.tree} chosen=${task.id} choose=${choose} /></ul>`}
     ${task.log.length > 0 && html`<h2>its log</h2><table>${task.log.map((entry) => html`<tr key=${entry.position}>
       <td>${entry.position}</td><td class="entries"><i class=${entry.kind} title=${entry.kind} /></td>
