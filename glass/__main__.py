@@ -68,10 +68,12 @@ def serve(page: Page, port: int) -> None:
         print(f"http://127.0.0.1:{port}/?token={token}", flush=True)
         print("Open this in a browser; Ctrl-C ends it.", file=sys.stderr)
         config = uvicorn.Config(
-            page.application(port, token), log_level="warning", timeout_graceful_shutdown=1
+            page.application(port, token), log_level="warning", timeout_graceful_shutdown=3
         )
+        server = uvicorn.Server(config)
+        page.is_over = lambda: server.should_exit
         try:
-            uvicorn.Server(config).run(sockets=[listener])
+            server.run(sockets=[listener])
         finally:
             if page.control:
                 page.control.close()

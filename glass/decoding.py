@@ -13,8 +13,8 @@ from glass.history import Commit, Row, Written
 # A part that follows, or a column. Found one after the other, so that what stands in a value counts
 # for nothing.
 FIELD = re.compile(
-    r"""(?P<part>old-key|new-tuple):|
-    (?P<name>"(?:[^"]|"")+"|\w+)\[(?:[^\]]*)(?:\[\])?\]:(?P<value>'(?:[^']|'')*'|\S+)""",
+    r"""(old-key|new-tuple):|
+    (\w+|"[^"]*(?:""[^"]*)*")\[[^\]]*(?:\[\])?\]:('[^']*(?:''[^']*)*'|\S+)""",
     re.VERBOSE,
 )
 
@@ -57,15 +57,13 @@ def columns(text: str) -> tuple[Row, Row]:
     """Those of the old key, if it has changed, and those of the row."""
     old, row = Row(), Row()
     into = row
-    for found in FIELD.finditer(text):
-        value = found["value"]
-        if found["part"]:
-            into = old if found["part"] == "old-key" else row
-        elif value == "null":
-            into[name(found["name"])] = None
+    for part, column, value in FIELD.findall(text):
+        if part:
+            into = old if part == "old-key" else row
+        elif value[0] == "'":
+            into[name(column)] = value[1:-1].replace("''", "'")
         elif value != "unchanged-toast-datum":
-            quoted = value.startswith("'")
-            into[name(found["name"])] = value[1:-1].replace("''", "'") if quoted else value
+            into[name(column)] = None if value == "null" else value
     return old, row
 
 

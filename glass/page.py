@@ -26,6 +26,7 @@ STATIC = Path(__file__).parent / "static"
 class Page:
     def __init__(self, title: str, history: History, control: Control | None) -> None:
         self.title, self.history, self.control = title, history, control
+        self.is_over: Callable[[], bool] = lambda: False  # then what is live ends, too
 
     def application(self, port: int, token: str) -> Starlette:
         routes = [
@@ -64,7 +65,7 @@ class Page:
         async def events() -> AsyncIterator[str]:
             task = request.query_params.get("task")
             version, sent = -1, 0.0
-            while not await request.is_disconnected():
+            while not (self.is_over() or await request.is_disconnected()):
                 started = time.monotonic()
                 if self.history.version != version or started > sent + 0.5:
                     version, sent = self.history.version, started

@@ -45,7 +45,8 @@ def draw(seen: View, title: str, height: int) -> Group:
     board = Table(expand=True, box=None, pad_edge=False, header_style="bold")
     for column in seen.columns:
         heading = f"{column.status} {column.count:,}"
-        board.add_column(text(heading, column.status), ratio=1, no_wrap=True, overflow="ellipsis")
+        width = 3 if column.count else 2
+        board.add_column(text(heading, column.status), ratio=width, no_wrap=True)
     for n in range(cards):
         cells = [column.cards[n : n + 1] for column in seen.columns]
         board.add_row(*(card(*cell) if cell else Text() for cell in cells))
