@@ -86,7 +86,7 @@ class Follower:
         while not self._stopped.wait(rest):
             started = time.monotonic()
             yield
-            rest = max(least, 4 * (time.monotonic() - started))
+            rest = max(least, 9 * (time.monotonic() - started))
 
     def _activity(self, db: Connection) -> None:
         for _ in self._rests(0.15):

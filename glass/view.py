@@ -7,6 +7,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from heapq import nlargest, nsmallest
 
 from glass.activity import Process, Wait
 from glass.history import History, Moment, Row, Schema, State
@@ -199,12 +200,19 @@ def columns(rows: Rows) -> list[Column]:
         by_status.setdefault(task.get("status") or "?", []).append(task)
     found: list[Column] = []
     for status, tasks in by_status.items():
-        if status in ENDED:
-            tasks.sort(key=lambda task: number(task, "id"), reverse=True)
-        else:
-            tasks.sort(key=lambda task: (-number(task, "priority"), number(task, "id")))
-        found.append(Column(status, len(tasks), [card(task, rows) for task in tasks[:CARDS]]))
+        first = (
+            nlargest(CARDS, tasks, newest) if status in ENDED else nsmallest(CARDS, tasks, next_up)
+        )
+        found.append(Column(status, len(tasks), [card(task, rows) for task in first]))
     return found
+
+
+def newest(task: Row) -> int:
+    return number(task, "id")
+
+
+def next_up(task: Row) -> tuple[int, int]:
+    return -number(task, "priority"), number(task, "id")
 
 
 def card(task: Row, rows: Rows) -> Card:
@@ -259,9 +267,10 @@ def entry_kind(entry: Row) -> str:
 def workers(rows: Rows, processes: list[Process]) -> list[Worker]:
     """processes: none if it is the past."""
     tasks: dict[str, list[str]] = defaultdict(list)
-    for id, task in sorted(rows.tasks.items(), key=lambda item: int(item[0])):
-        if task.get("status") == "running" and (owner := task.get("worker_id")):
-            tasks[owner].append(id)
+    running = [task for task in rows.tasks.values() if task.get("status") == "running"]
+    for task in sorted(running, key=newest):
+        if owner := task.get("worker_id"):
+            tasks[owner].append(task.get("id") or "")
     free = list(processes)
     found: list[Worker] = []
     # The newest first: a worker that was killed may have left the row of an older one of its name.
@@ -292,8 +301,8 @@ def grids(rows: Rows) -> list[Grid]:
     for table in rows.schema.tables.values():
         if table.name not in DRAWN:
             all_rows = list(rows.all(table.name))
-            newest = [[short(row.get(c), 40) for c in table.columns] for row in all_rows[-8:]]
-            found.append(Grid(table.name, table.columns, len(all_rows), newest))
+            last = [[short(row.get(c), 40) for c in table.columns] for row in all_rows[-8:]]
+            found.append(Grid(table.name, table.columns, len(all_rows), last))
     return found
 
 

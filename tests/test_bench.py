@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bench import picture, report
+from bench import picture, report, watched
 from bench.floor import pgbench
 from bench.growth import grow
 from bench.measures import MEASURES, settings, summary
@@ -98,3 +98,13 @@ def test_the_page_and_the_picture_that_are_there_show_the_same_run() -> None:
         if measure.key in dict(picture.PANELS):
             medians = [cell.partition("<br>")[0] for cell in rows[title].rstrip(" |").split(" | ")]
             assert set(medians) <= set(texts), again
+
+
+@pytest.mark.usefixtures("postgres")
+def test_what_watching_costs_is_measured() -> None:
+    found = watched.compare(find("01"), 50, 1)
+    (alone,), (with_page,) = found.values()
+    assert min(alone["rate"], with_page["rate"], with_page["cpu"]) > 0
+    table = watched.rows(found)
+    assert [row[0] for row in table] == ["", "nobody watches", "a page is open"]
+    assert table[1][3] == "–"
