@@ -80,23 +80,24 @@ class Follower:
                     self.history.say(f"no connection: {first_line(error)}")
                 self._stopped.wait(0.3)
 
-    def _rests(self, least: float) -> Generator[None]:
-        """Rest between two looks, and longer if they take long: most of the time we do nothing."""
+    def _rests(self, least: float, times: float) -> Generator[None]:
+        """Rest between two looks: so many times as long as the last one took, or two seconds."""
         rest = least
         while not self._stopped.wait(rest):
             started = time.monotonic()
             yield
-            rest = max(least, 9 * (time.monotonic() - started))
+            rest = min(2, max(least, times * (time.monotonic() - started)))
 
     def _activity(self, db: Connection) -> None:
-        for _ in self._rests(0.15):
+        for _ in self._rests(0.15, 9):
             self.history.look(activity.look(db, self.schema, self._slots, time.monotonic()))
 
     def _commits(self, db: Connection) -> None:
         log = self._open_log(db)
         known: Snapshot | None = None
         pending: list[Commit] = []
-        for _ in self._rests(0.1 if log else 0.2):
+        # What is in the log has to be read in any case; the tables are the same ones again.
+        for _ in self._rests(0.1, 1) if log else self._rests(0.2, 9):
             if log:
                 pending += commits(log.read(), self.schema)
             try:

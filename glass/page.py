@@ -70,7 +70,7 @@ class Page:
                 if self.history.version != version or started > sent + 0.5:
                     version, sent = self.history.version, started
                     yield f"data: {await run_in_threadpool(self.look, None, task)}\n\n"
-                await asyncio.sleep(max(0.1, 9 * (time.monotonic() - started)))
+                await asyncio.sleep(min(1, max(0.1, 9 * (time.monotonic() - started))))
 
         return StreamingResponse(events(), media_type="text/event-stream")
 

@@ -36,7 +36,7 @@ def show(history: History, title: str) -> None:
         while True:
             started = time.monotonic()
             live.update(draw(view(history), title, console.height), refresh=True)
-            time.sleep(max(0.1, 9 * (time.monotonic() - started)))
+            time.sleep(min(1, max(0.1, 9 * (time.monotonic() - started))))
 
 
 def draw(seen: View, title: str, height: int) -> Group:
