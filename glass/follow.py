@@ -38,6 +38,7 @@ where n.nspname = %s and c.relkind = 'r'
 order by c.relname
 """
 CHECKS = "select pg_get_constraintdef(oid) from pg_constraint where conrelid = to_regclass(%s)"
+MARK = "select pg_log_standby_snapshot()"
 GONE = (psycopg.InternalError, psycopg.ProgrammingError)  # a table that is dropped as we look
 
 
@@ -71,14 +72,15 @@ class Follower:
         """Connect again whenever the connection is lost."""
         while not self._stopped.is_set():
             try:
-                with psycopg.connect(
-                    self._conninfo, autocommit=True, prepare_threshold=None
-                ) as connection:
+                with self._connect() as connection:
                     loop(connection)
             except psycopg.Error as error:
                 if loop == self._commits:
                     self.history.say(f"no connection: {first_line(error)}")
                 self._stopped.wait(0.3)
+
+    def _connect(self) -> Connection:
+        return psycopg.connect(self._conninfo, autocommit=True, prepare_threshold=None)
 
     def _rests(self, least: float, times: float) -> Generator[None]:
         """Rest between two looks: so many times as long as the last one took, or two seconds."""
@@ -93,7 +95,10 @@ class Follower:
             self.history.look(activity.look(db, self.schema, self._slots, time.monotonic()))
 
     def _commits(self, db: Connection) -> None:
-        log = self._open_log(db)
+        with self._connect() as for_log:
+            self._follow(db, self._open_log(for_log, db))
+
+    def _follow(self, db: Connection, log: "Log | None") -> None:
         known: Snapshot | None = None
         pending: list[Commit] = []
         # What is in the log has to be read in any case; the tables are the same ones again.
@@ -119,14 +124,14 @@ class Follower:
                     self.history.add(commit)
             pending = []
 
-    def _open_log(self, db: Connection) -> "Log | None":
+    def _open_log(self, for_log: Connection, db: Connection) -> "Log | None":
         log, reason = None, "a pooler is between us and the server"
         if not session.pooled():
             self.history.say("waits until the transactions that are open now have ended")
             try:
-                log, reason = Log(db), ""
+                log, reason = Log(for_log, db), ""
             except psycopg.Error as error:
-                if db.closed:
+                if for_log.closed:
                     raise
                 reason = first_line(error)
         self.history.sampled = reason
@@ -156,17 +161,22 @@ class Follower:
 
 
 class Log:
-    """A slot of its own, which ends with the connection. To make it waits for open transactions."""
+    """A slot on a connection of its own. Making it waits for all transactions that are open.
 
-    def __init__(self, db: Connection) -> None:
-        self._db, self._slot = db, f"glass_{db.info.backend_pid}"
+    A temporary slot ends with its connection, and with the first statement there that fails. What
+    may fail goes by the other connection.
+    """
+
+    def __init__(self, for_log: Connection, db: Connection) -> None:
+        self._for_log, self._db = for_log, db
+        self._slot = f"glass_{for_log.info.backend_pid}"
         make = "select pg_create_logical_replication_slot(%s, 'test_decoding', true)"
-        db.execute(make, [self._slot])
+        for_log.execute(make, [self._slot])
         self._marks, self._marked = True, 0.0
 
     def read(self) -> list[str]:
         """What test_decoding prints of the commits since the last time."""
-        lines = self._db.execute(
+        lines = self._for_log.execute(
             "select data from pg_logical_slot_get_changes(%s, null, 20000,"
             " 'include-timestamp', '1', 'skip-empty-xacts', '1')",
             [self._slot],
@@ -183,7 +193,7 @@ class Log:
         if self._marks and time.monotonic() > self._marked + 1:
             self._marked = time.monotonic()
             try:
-                self._db.execute("select pg_log_standby_snapshot()")
+                self._db.execute(MARK)
             except psycopg.ProgrammingError:
                 self._marks = False
 
