@@ -195,10 +195,13 @@ function Story({ view, go, choose }) {
   const list = useRef(null);
   const shown = (line) => beats || !line.quiet;
   const past = view.lines.filter(shown);
+  const end = past.at(-1)?.number;
+  const reading = useRef(false); // somebody has scrolled up: then new lines do not move what is read
+  const onScroll = () => (reading.current = view.live && list.current.scrollTop + list.current.clientHeight < list.current.scrollHeight - 30);
   useLayoutEffect(() => {
     const here = list.current.querySelector(".here");
-    if (here) list.current.scrollTop = here.offsetTop + here.offsetHeight - list.current.clientHeight + (view.live ? 0 : 40);
-  });
+    if (here && !(view.live && reading.current)) list.current.scrollTop = here.offsetTop + here.offsetHeight - list.current.clientHeight + (view.live ? 0 : 40);
+  }, [end, view.live]);
   const line = (one, kind) => html`<li key=${one.number} class=${kind}>
     <button class="link" title="the board after this" onClick=${() => go(one.number)}>${one.time || "–"}</button>
     <span class="hint">${one.xid && `tx ${one.xid}`}</span>
@@ -209,7 +212,7 @@ function Story({ view, go, choose }) {
       <button title="a commit on (→)" aria-label="on" onClick=${() => go(after(view))}>▶</button>
       <span class="position">${thousands(view.moment)} of ${thousands(view.length)}</span>
       <label><input type="checkbox" checked=${beats} onChange=${() => setBeats(!beats)} /> heartbeats</label></p>
-    <ol ref=${list}>${past.map((one, n) => line(one, n === past.length - 1 ? "here" : ""))}${view.ahead.filter(shown).map((one) => line(one, "ahead"))}</ol>
+    <ol ref=${list} onScroll=${onScroll}>${past.map((one, n) => line(one, n === past.length - 1 ? "here" : ""))}${view.ahead.filter(shown).map((one) => line(one, "ahead"))}</ol>
   </footer>`;
 }
 
