@@ -28,10 +28,11 @@ from psycopg import sql
 from rich.text import Text
 
 from faults import lesson_with_worker, witness, workloads
-from faults.nursery import Nursery
+from faults.nursery import Nursery, is_alive
 from faults.proxy import Proxy, statement_name
+from faults.stepper import Stepper
 from shared.database import Database
-from shared.lessons import number
+from shared.lessons import LESSONS, number
 from shared.outside import Outside
 from shared.postgres import server
 from shared.processes import wait_until
@@ -42,8 +43,6 @@ from shared.verbs import PATIENCE
 When = Literal["before", "after"]
 Fault = Literal["kill", "stop"]
 Ask = Callable[[int], When | None]  # the number of a commit, and when to kill: None: not at all
-
-
 ANSWERS: dict[str, When | None] = {"": None, "b": "before", "a": "after"}
 
 
@@ -197,7 +196,10 @@ class CrashTest(Watched):
 
     def _answer(self, ask: Ask) -> None:
         """In the thread that waits for the victim, so that Ctrl-C ends it."""
-        if when := ask(self._asked):
+        when = ask(self._asked)
+        if not is_alive(self._victim):
+            raise click.ClickException("somebody else has killed the worker")
+        if when:
             self._at, self._when = self._asked, when
         self._held = False
         self._go.set()
@@ -454,17 +456,12 @@ def tell_crash(test: CrashTest, at: int, when: When) -> bool:
 
 def tell_steps(test: CrashTest) -> bool:
     """Ask before each commit whether to let it through, until the worker is dead or done."""
-    planned = test.commits_since_reset()
+    lesson = os.path.relpath(test.db.lesson, LESSONS.parent)
+    stepper = Stepper(test.db, test.commits_since_reset())
     struck: list[tuple[int, When]] = []
 
     def ask(at: int) -> When | None:
-        say(f"held before commit {at} of {len(planned)}, which will change:")
-        console.print(Text(planned[at - 1]))
-        keys = click.Choice([*ANSWERS])
-        answer = click.prompt(
-            "Enter, b or a", "", type=keys, show_default=False, show_choices=False
-        )
-        if when := ANSWERS[answer]:
+        if when := ANSWERS[stepper.ask(at)]:
             struck.append((at, when))
         return when
 
@@ -472,8 +469,9 @@ def tell_steps(test: CrashTest) -> bool:
     tell_workload(test)
     scene(f"{test.db.lesson.name}: a worker that is held before each of its commits")
     say("Enter lets the commit through. b: kill -9 before the server gets it. a: kill -9 when the")
-    say("server has done it, and the worker has not heard. Its tables can be watched meanwhile:")
-    say(f"LESSON_SCHEMA={test.db.schema} make watch LESSON={test.db.lesson.name[:2]}")
+    say("server has done it, and the worker has not heard. A page shows its tables meanwhile, and")
+    say("has buttons for the same:")
+    say(f"LESSON_SCHEMA={test.db.schema} make watch LESSON={lesson} ARGS=--control")
     if test.run_victim(None, "after", ask=ask):
         return tell_crash(test, *struck[-1])
     say(f"the worker has done everything: {told(test.statuses())}")

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import psycopg
+from psycopg import sql
 
 from glass.activity import OURS, Process
 from glass.history import History
@@ -96,6 +97,15 @@ class Control:
             check=False,
         )
         return (done.stdout + done.stderr).strip()[-400:]
+
+    def step(self, number: int, answer: str) -> str:
+        """Answer what faults/stepper.py asks: what becomes of a worker that it holds."""
+        update = sql.SQL("update {} set answer = %s where number = %s and answer is null")
+        table = sql.Identifier(self.schema, "stepper")
+        with psycopg.connect(self.url, autocommit=True, application_name=OURS) as db:
+            if not db.execute(update.format(table), [answer, number]).rowcount:
+                raise Refused(f"no worker is held before commit {number}")
+        return f"commit {number} is answered"
 
     def crash(self) -> str:
         """End the server as a power cut would, and start it: it recovers from its log."""

@@ -35,6 +35,7 @@ select c.relname::text,
 from pg_class c join pg_namespace n on n.oid = c.relnamespace
 join pg_index i on i.indrelid = c.oid and i.indisprimary
 where n.nspname = %s and c.relkind = 'r'
+and c.relname <> 'history' -- what the crash points note (faults/witness.py) is not the lesson's
 order by c.relname
 """
 CHECKS = "select pg_get_constraintdef(oid) from pg_constraint where conrelid = to_regclass(%s)"

@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+import subprocess
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import psycopg
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
@@ -18,7 +20,7 @@ from starlette.staticfiles import StaticFiles
 from glass.control import Control, Refused
 from glass.guard import Guard
 from glass.history import History
-from glass.view import view
+from glass.view import stepped, view
 
 STATIC = Path(__file__).parent / "static"
 
@@ -52,11 +54,14 @@ class Page:
         return json.dumps(seen, default=vars)
 
     async def view(self, request: Request) -> Response:
-        """As it was after so many moments."""
-        at = request.query_params.get("at", "")
-        if not at.isdecimal():
+        """As it was after so many moments, and so many steps on from there."""
+        asked = request.query_params
+        try:
+            at, steps = int(asked.get("at", "")), int(asked.get("steps", "0"))
+        except ValueError:
             return PlainTextResponse("at=NUMBER", 400)
-        text = await run_in_threadpool(self.look, int(at), request.query_params.get("task"))
+        moment = stepped(self.history, at, steps)
+        text = await run_in_threadpool(self.look, moment, asked.get("task"))
         return Response(text, media_type="application/json")
 
     async def live(self, request: Request) -> Response:
@@ -94,12 +99,13 @@ class Page:
             "worker": lambda asked: control.worker(str(asked["lease"])),
             "enqueue": lambda asked: control.enqueue(str(asked["name"]), str(asked["input"])),
             "by_hand": lambda asked: control.by_hand(str(asked["name"]), int(asked["task"])),
+            "step": lambda asked: control.step(int(asked["number"]), str(asked["answer"])),
             "crash": lambda _: control.crash(),
         }
         try:
             asked = await request.json()
             return PlainTextResponse(await run_in_threadpool(verbs[asked["do"]], asked))
-        except Refused as error:
-            return PlainTextResponse(str(error), 409)
+        except (Refused, psycopg.Error, OSError, subprocess.SubprocessError) as error:
+            return PlainTextResponse(f"{error}", 409)
         except (KeyError, ValueError, TypeError) as error:
             return PlainTextResponse(f"not understood: {error!r:.100}", 400)

@@ -77,6 +77,8 @@ def describe(change: Change) -> Event:
             return of_entry(change)
         case "workers", _:
             return of_worker(change)
+        case "stepper", "insert" | "update":
+            return of_stepper(change)
         case _:
             row = change.after or change.before or {}
             values = ", ".join(
@@ -126,6 +128,19 @@ def of_worker(change: Change) -> Event:
     if differences(change).startswith("alive_until"):
         return Event("beat", f"{who}: its lease goes on")
     return Event("worker", f"{who}: {differences(change)}")
+
+
+def of_stepper(change: Change) -> Event:
+    row = change.after or {}
+    commit = f"commit {row.get('number')}, {row.get('statement')}"
+    match row.get("answer"):
+        case None:
+            return Event("note", f"the worker is held before {commit}")
+        case "":
+            return Event("note", f"the worker is let go with {commit}")
+        case answer:
+            when = "before" if answer == "b" else "after"
+            return Event("gone", f"the worker is killed {when} {commit}")
 
 
 def differences(change: Change) -> str:

@@ -19,7 +19,8 @@ LINES = 60  # of the time line
 ENTRIES = 40  # of a log, on a card
 LONG = 2000  # characters of a value; the page asks for all of it
 ENDED = ("succeeded", "failed", "cancelled")
-DRAWN = ("tasks", "workers", "event_log", "queue_limits")  # any other table is shown as it is
+# Any other table is shown as it is.
+DRAWN = ("tasks", "workers", "event_log", "queue_limits", "stepper")
 
 Tag = tuple[str, str]  # its kind and its text
 
@@ -62,6 +63,15 @@ class Limit:
     queue: str
     running: int
     most: int
+
+
+@dataclass
+class Held:
+    """`make crash STEP=1` holds a worker before this commit: see faults/stepper.py."""
+
+    number: str
+    statement: str
+    changes: str
 
 
 @dataclass
@@ -111,6 +121,7 @@ class View:
     columns: list[Column]
     workers: list[Worker]
     limits: list[Limit]
+    held: Held | None
     waits: list[Wait]
     grids: list[Grid]
     task: Detail | None
@@ -145,12 +156,26 @@ def view(history: History, moment: int | None = None, task: str | None = None) -
         columns(rows),
         workers(rows, activity.processes if live else []),
         limits(rows),
+        held(rows),
         activity.waits if live else last_waits(past),
         grids(rows),
         detail(rows, task) if task in rows.tasks else None,
         lines,
         ahead,
     )
+
+
+def stepped(history: History, moment: int, steps: int) -> int:
+    """The moment so many lines of the time line further on, or back: a heartbeat is none."""
+    with history.lock:
+        moment = max(history.forgotten, min(moment, history.length))
+        way = 1 if steps > 0 else -1
+        while steps and history.forgotten <= moment + way <= history.length:
+            moment += way
+            index = moment - history.forgotten - 1
+            quiet = index >= 0 and line(moment, history.moments[index]).quiet
+            steps -= 0 if quiet else way
+    return moment
 
 
 def last_time(past: list[Moment]) -> float | None:
@@ -294,6 +319,13 @@ def limits(rows: Rows) -> list[Limit]:
         Limit(row.get("queue") or "", running[row.get("queue")], number(row, "max_running"))
         for row in rows.all("queue_limits")
     ]
+
+
+def held(rows: Rows) -> Held | None:
+    row = max(rows.all("stepper"), key=lambda row: number(row, "number"), default=None)
+    if row is None or row.get("answer") is not None:
+        return None
+    return Held(*(row.get(column) or "" for column in ("number", "statement", "changes")))
 
 
 def grids(rows: Rows) -> list[Grid]:

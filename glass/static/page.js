@@ -6,36 +6,38 @@ import { html, render, useEffect, useLayoutEffect, useRef, useState } from "/sta
 const colour = (worker) => (worker === null ? "" : `w${Number(worker) % 8}`);
 const thousands = (number) => number.toLocaleString("en");
 
-// The moment before and the one after; a heartbeat is none.
-const before = (view) => view.lines.findLast((line) => line.number < view.moment && !line.quiet)?.number ?? Math.max(view.first, view.moment - 60);
-const after = (view) => view.ahead.find((line) => !line.quiet)?.number ?? Math.min(view.length, view.moment + 8);
-
 function Page() {
   const [view, setView] = useState(null);
-  const [moment, setMoment] = useState(null); // null: now
+  const [place, setPlace] = useState(null); // a moment, and so many steps on from it; null: now
   const [task, setTask] = useState(null);
   const [said, setSaid] = useState("");
-  const go = (number) => setMoment(view && number >= view.length ? null : number);
+  const go = (number) => setPlace(view && number >= view.length ? null : { moment: number, steps: 0 });
+  const step = (way) => setPlace((place) => (place ? { ...place, steps: place.steps + way } : way < 0 ? { moment: view.moment, steps: way } : null));
 
   useEffect(() => {
     const about = task === null ? "" : `task=${encodeURIComponent(task)}`;
-    if (moment !== null) {
+    if (place) {
       const asked = new AbortController(); // an answer that comes too late is not wanted
-      fetch(`/view?at=${moment}&${about}`, { signal: asked.signal }).then((answer) => answer.json()).then(setView, () => {});
+      const show = (seen) => {
+        setView(seen);
+        const there = seen.live ? null : place.steps ? { moment: seen.moment, steps: 0 } : place;
+        setPlace((now) => (now === place ? there : now)); // a key may have been pressed since
+      };
+      fetch(`/view?at=${place.moment}&steps=${place.steps}&${about}`, { signal: asked.signal }).then((answer) => answer.json()).then(show, () => {});
       return () => asked.abort();
     }
     const events = new EventSource(`/live?${about}`);
     events.onmessage = (event) => { setView(JSON.parse(event.data)); setSaid((said) => (said === LOST ? "" : said)); };
     events.onerror = () => setSaid(LOST);
     return () => events.close();
-  }, [moment, task]);
+  }, [place, task]);
 
   useEffect(() => {
     const onKey = (event) => {
       if (!view || event.ctrlKey || event.altKey || event.metaKey || event.target.matches("input:not([type=range])")) return;
-      if (event.key === "ArrowLeft") setMoment(before(view));
-      else if (event.key === "ArrowRight") go(after(view));
-      else if (event.key === "Escape") setMoment(null);
+      if (event.key === "ArrowLeft") step(-1);
+      else if (event.key === "ArrowRight") step(1);
+      else if (event.key === "Escape") setPlace(null);
       else return;
       event.preventDefault();
     };
@@ -54,7 +56,7 @@ function Page() {
   return html`
     <header>
       <h1>${view.title}</h1>
-      ${view.live ? html`<span class="live">● live</span>` : html`<button class="past" onClick=${() => setMoment(null)}>◀ the past: back to now (Esc)</button>`}
+      ${view.live ? html`<span class="live">● live</span>` : html`<button class="past" onClick=${() => setPlace(null)}>◀ the past: back to now (Esc)</button>`}
       ${view.limits.map((limit) => html`<span class="tag">queue ${limit.queue}: ${limit.running} of ${limit.most} running</span>`)}
       ${view.sampled && html`<span class="warning" title=${view.sampled}>what lasts less than 0.2 s is not seen: ${view.sampled}</span>`}
       ${view.note && html`<span class="warning">${view.note}</span>`}
@@ -70,12 +72,13 @@ function Page() {
         <h2>workers</h2>
         ${view.workers.length === 0 && html`<p class="hint">none</p>`}
         ${view.workers.map((worker) => html`<${Worker} key=${worker.id ?? `p${worker.process.pid}`} worker=${worker} live=${view.live} control=${buttons !== null} act=${act} choose=${setTask} />`)}
+        ${view.held && html`<${Held} held=${view.held} control=${buttons !== null} act=${act} />`}
         ${view.waits.length > 0 && html`<h2>who waits for whom</h2>`}
         ${view.waits.map((wait) => html`<${Wait} key=${wait.waiter.pid} wait=${wait} />`)}
         ${view.task ? html`<${Task} task=${view.task} moment=${view.moment} verbs=${buttons?.verbs ?? []} act=${act} choose=${setTask} />` : html`<p class="hint">Choose a task to see its row, its log and its tree.</p>`}
       </aside>
     </main>
-    <${Story} view=${view} go=${go} choose=${setTask} />`;
+    <${Story} view=${view} go=${go} step=${step} choose=${setTask} />`;
 }
 
 const LOST = "no answer: is make watch still running?";
@@ -162,6 +165,16 @@ function Wait({ wait }) {
   </div>`;
 }
 
+function Held({ held, control, act }) {
+  const answer = (text) => () => act({ do: "step", number: held.number, answer: text });
+  return html`<div class="wait held">
+    <p><b>The worker is held</b> before commit ${held.number}, ${held.statement}, which will change:</p><code>${held.changes}</code>
+    ${control && html`<p class="buttons"><button onClick=${answer("")}>let it go</button>
+      <button class="danger" onClick=${answer("b")}>kill -9 before it</button>
+      <button class="danger" onClick=${answer("a")}>kill -9 after it</button></p>`}
+  </div>`;
+}
+
 function Task({ task, moment, verbs, act, choose }) {
   const all = (column) => `/value?at=${moment}&task=${encodeURIComponent(task.id)}&column=${encodeURIComponent(column)}`;
   return html`<div class="task">
@@ -190,7 +203,7 @@ function Grid({ grid }) {
       ${grid.rows.map((row) => html`<tr>${row.map((value) => html`<td><code>${value}</code></td>`)}</tr>`)}</table>`;
 }
 
-function Story({ view, go, choose }) {
+function Story({ view, go, step, choose }) {
   const [beats, setBeats] = useState(false);
   const list = useRef(null);
   const shown = (line) => beats || !line.quiet;
@@ -207,9 +220,9 @@ function Story({ view, go, choose }) {
     <span class="hint">${one.xid && `tx ${one.xid}`}</span>
     <span>${one.events.map((event) => html`<span class="event is-${event.kind}">${event.task ? html`<button class="link" onClick=${() => choose(event.task)}>${event.text}</button>` : event.text}</span>`)}</span></li>`;
   return html`<footer>
-    <p><button title="a commit back (←)" aria-label="back" onClick=${() => go(before(view))}>◀</button>
+    <p><button title="a commit back (←)" aria-label="back" onClick=${() => step(-1)}>◀</button>
       <input type="range" aria-label="moment" min=${view.first} max=${view.length} value=${view.moment} onInput=${(event) => go(Number(event.target.value))} />
-      <button title="a commit on (→)" aria-label="on" onClick=${() => go(after(view))}>▶</button>
+      <button title="a commit on (→)" aria-label="on" onClick=${() => step(1)}>▶</button>
       <span class="position">${thousands(view.moment)} of ${thousands(view.length)}</span>
       <label><input type="checkbox" checked=${beats} onChange=${() => setBeats(!beats)} /> heartbeats</label></p>
     <ol ref=${list} onScroll=${onScroll}>${past.map((one, n) => line(one, n === past.length - 1 ? "here" : ""))}${view.ahead.filter(shown).map((one) => line(one, "ahead"))}</ol>
