@@ -182,6 +182,8 @@ class CrashTest(Watched):
         def is_over() -> bool:
             if self._held and ask:
                 self._answer(ask)
+            if ask and self._at is None and not is_alive(self._victim):
+                raise click.ClickException("somebody else has killed the worker")
             return bool(self.struck_at) or self.is_quiet()
 
         self._victim = self.start("victim", self.proxy.url, lease="86400")
@@ -196,10 +198,7 @@ class CrashTest(Watched):
 
     def _answer(self, ask: Ask) -> None:
         """In the thread that waits for the victim, so that Ctrl-C ends it."""
-        when = ask(self._asked)
-        if not is_alive(self._victim):
-            raise click.ClickException("somebody else has killed the worker")
-        if when:
+        if when := ask(self._asked):
             self._at, self._when = self._asked, when
         self._held = False
         self._go.set()

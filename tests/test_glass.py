@@ -3,22 +3,27 @@
 import io
 import os
 import signal
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
 
+import click
 import psycopg
 import pytest
 from rich.console import Console
 
 from faults import witness
+from faults.stepper import Stepper
 from glass import follow
+from glass.control import Control, Refused
 from glass.decoding import commits, rows
 from glass.follow import Follower
-from glass.history import History
+from glass.history import Commit, History, Schema, Table, Written
 from glass.terminal import draw
-from glass.view import view
+from glass.view import stepped, view
 from shared import embedded
 from shared.database import open_database
 from shared.lessons import find
@@ -263,6 +268,44 @@ def test_ten_thousand_tasks_are_counted_and_the_first_are_shown(six, history):
     wait_until(lambda: counts(history) == {}, "they are gone")
     assert [event.text for event in view(history).lines[-1].events] == ["tasks is emptied"]
     assert counts(history, history.length - 1) == {"queued": 10_000}
+
+
+def test_a_worker_that_is_held_is_answered_by_a_key_or_on_the_page(
+    six, history, postgres, monkeypatch
+):
+    reader, keys = os.pipe()
+    monkeypatch.setattr(sys, "stdin", os.fdopen(reader))
+    control = Control(six.path, six.db.schema, postgres, history)
+    held = lambda: getattr(view(history).held, "number", None)  # noqa: E731
+    with ThreadPoolExecutor() as aside:
+        stepper = Stepper(six.db, 3 * ["  1  ClaimTasks  task 1 fulfil: queued -> running"])
+        answer = aside.submit(stepper.ask, 1)
+        wait_until(lambda: held() == "1", "it is seen")
+        assert view(history).held.changes == "task 1 fulfil: queued -> running"
+        os.write(keys, b"x\nb\n")
+        assert answer.result(within(20)) == "b"
+        answer = aside.submit(stepper.ask, 2)
+        wait_until(lambda: held() == "2", "it is seen")
+        with pytest.raises(Refused, match="no worker is held before commit 1"):
+            control.step(1, "a")
+        control.step(2, "a")
+        assert answer.result(within(20)) == "a"
+        wait_until(lambda: held() is None, "it is seen")
+        os.close(keys)
+        with pytest.raises(click.Abort):
+            stepper.ask(3)
+
+
+def test_a_step_on_the_time_line_passes_over_heartbeats():
+    history = History()
+    workers = Table("workers", ["id", "alive_until"], ["id"])
+    history.renew(Schema({"workers": workers}), {}, "a beginning")
+    for verb, lease in [("insert", 1), ("update", 2), ("update", 3), ("delete", 3), ("insert", 4)]:
+        row = {"id": "1", "alive_until": str(lease)}
+        history.add(Commit(7, "", [Written(verb, "workers", row)]))
+    assert [stepped(history, 6, -n) for n in range(7)] == [6, 5, 2, 1, 0, 0, 0]
+    assert [stepped(history, 1, n) for n in range(5)] == [1, 2, 5, 6, 6]
+    assert stepped(history, 99, 0) == 6
 
 
 def test_the_terminal_shows_the_same(six, history):

@@ -71,7 +71,7 @@ function Page() {
       <aside>
         <h2>workers</h2>
         ${view.workers.length === 0 && html`<p class="hint">none</p>`}
-        ${view.workers.map((worker) => html`<${Worker} key=${worker.id ?? `p${worker.process.pid}`} worker=${worker} live=${view.live} control=${buttons !== null} act=${act} choose=${setTask} />`)}
+        ${view.workers.map((worker) => html`<${Worker} key=${worker.id ?? `p${worker.process.pid}`} worker=${worker} live=${view.live && !view.held} control=${buttons !== null} act=${act} choose=${setTask} />`)}
         ${view.held && html`<${Held} held=${view.held} control=${buttons !== null} act=${act} />`}
         ${view.waits.length > 0 && html`<h2>who waits for whom</h2>`}
         ${view.waits.map((wait) => html`<${Wait} key=${wait.waiter.pid} wait=${wait} />`)}
