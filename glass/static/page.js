@@ -119,7 +119,7 @@ function Board({ columns, task, choose }) {
     places.current = now;
   });
   return html`<div class="board" ref=${board}>
-    ${columns.map((column) => html`<div key=${column.status} class="column ${column.status} ${column.count ? "" : "empty"}">
+    ${columns.map((column) => html`<div key=${column.status} class="column ${column.status}">
       <h2>${column.status} <b>${thousands(column.count)}</b></h2>
       ${column.cards.map((card) => html`<${Card} key=${card.id} card=${card} chosen=${card.id === task} choose=${choose} />`)}
       ${column.count > column.cards.length && html`<p class="hint">and ${thousands(column.count - column.cards.length)} more</p>`}
