@@ -4,6 +4,8 @@ import { html, render, useEffect, useLayoutEffect, useRef, useState } from "/sta
 
 // Eight colours for workers; their names are there as well.
 const colour = (worker) => (worker === null ? "" : `w${Number(worker) % 8}`);
+// A long name may be broken after each _.
+const breakable = (name) => name.split(/(?<=_)/).map((part) => html`${part}<wbr />`);
 const thousands = (number) => number.toLocaleString("en");
 
 function Page() {
@@ -130,7 +132,7 @@ function Board({ columns, task, choose }) {
 function Card({ card, chosen, choose }) {
   const kinds = `card ${colour(card.worker)} ${chosen ? "chosen" : ""} ${card.orphaned ? "orphaned" : ""} ${card.ended ? "ended" : ""}`;
   return html`<button class=${kinds} data-id=${card.id} aria-pressed=${chosen} onClick=${() => choose(chosen ? null : card.id)}>
-    <span class="id">${card.id}</span> <b>${card.name}</b> ${!card.ended && html`<code>${card.input}</code>`}
+    <span class="id">${card.id}</span> <b>${breakable(card.name)}</b> ${!card.ended && html`<code>${card.input}</code>`}
     ${card.entries.length > 0 && html`<span class="entries">${card.entries.map((kind) => html`<i class=${kind} title=${kind} />`)}</span>`}
     ${card.tags.length > 0 && html`<span class="tags">${card.tags.map(([kind, text]) => html`<span class="tag ${kind}">${text}</span>`)}</span>`}
     ${card.outcome && html`<code class=${card.failed ? "bad" : ""}>${card.failed ? "✗ " : ""}${card.outcome}</code>`}
