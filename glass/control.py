@@ -13,7 +13,7 @@ from psycopg import sql
 
 from glass.activity import OURS, Process
 from glass.history import History
-from shared.processes import WorkerProcess
+from shared.processes import WorkerProcess, wait_until
 
 SIGNALS = {
     "kill": signal.SIGKILL,
@@ -73,7 +73,11 @@ class Control:
         taken = {worker.name for worker in self.workers}
         name = next(name for n in range(1, MOST + 1) if (name := f"glass-{n}") not in taken)
         options = ["--lease", str(float(lease))] if (self.lesson / "lease.py").exists() else []
-        self.workers.append(WorkerProcess(self.lesson, name, *options))
+        worker = WorkerProcess(self.lesson, name, *options)
+        self.workers.append(worker)
+        wait_until(worker.has_started, f"worker {name} has started")
+        if worker.exit_status is not None:  # the code of a copy may be unfinished
+            raise Refused(f"worker {name} has ended: {worker.output().strip()[-400:]}")
         return f"worker {name} is started"
 
     def enqueue(self, name: str, input: str) -> str:
