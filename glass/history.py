@@ -28,6 +28,7 @@ class Table:
 @dataclass
 class Schema:
     tables: dict[str, Table] = field(default_factory=dict[str, Table])
+    keyless: list[str] = field(default_factory=list[str])  # tables that cannot be followed
     statuses: list[str] = field(default_factory=list[str])  # in the order of the check constraint
 
 

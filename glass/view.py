@@ -144,6 +144,8 @@ def view(history: History, moment: int | None = None, task: str | None = None) -
         note = history.note
         if history.cut:
             note = f"only the newest rows of {', '.join(sorted(history.cut))} are here. {note}"
+        if schema.keyless:
+            note = f"without a primary key, and so not shown: {', '.join(schema.keyless)}. {note}"
     clock = activity.now(time.monotonic()) if live else last_time(past)
     rows = Rows(schema, state, clock or 0.0)
     return View(

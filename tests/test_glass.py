@@ -192,6 +192,10 @@ def test_an_edited_schema_is_followed(six, history):
     )
     wait_until(lambda: "colour" in history.schema.tables["tasks"].columns, "the column is seen")
     wait_until(lambda: history.schema.statuses == ["queued", "held"], "the statuses are seen")
+    execute(six.db, "create table mine (a int)")
+    wait_until(
+        lambda: view(history).note.endswith("not shown: mine. "), "it says what it leaves out"
+    )
     execute(six.db, "insert into tasks (name, input, colour) values ('x', '1', 'red')")
     wait_until(lambda: counts(history) == {"queued": 1}, "the row is seen")
     (row,) = history.state["tasks"].values()
@@ -279,16 +283,17 @@ def test_ten_thousand_tasks_are_counted_and_the_first_are_shown(six, history):
 def test_a_worker_that_is_held_is_answered_by_a_key_or_on_the_page(
     six, history, postgres, monkeypatch
 ):
-    reader, keys = os.pipe()
+    reader, writer = os.pipe()
     monkeypatch.setattr(sys, "stdin", os.fdopen(reader))
     control = Control(six.path, six.db.schema, postgres, history)
     held = lambda: getattr(view(history).held, "number", None)  # noqa: E731
-    with ThreadPoolExecutor() as aside:
+    # Without keys `ask` ends: a failure here does not hang.
+    with ThreadPoolExecutor() as aside, os.fdopen(writer, "wb", buffering=0) as keys:
         stepper = Stepper(six.db, 3 * ["  1  ClaimTasks  task 1 fulfil: queued -> running"])
         answer = aside.submit(stepper.ask, 1)
         wait_until(lambda: held() == "1", "it is seen")
         assert view(history).held.changes == "task 1 fulfil: queued -> running"
-        os.write(keys, b"x\nb\n")
+        keys.write(b"x\nb\n")
         assert answer.result(within(20)) == "b"
         answer = aside.submit(stepper.ask, 2)
         wait_until(lambda: held() == "2", "it is seen")
@@ -297,7 +302,7 @@ def test_a_worker_that_is_held_is_answered_by_a_key_or_on_the_page(
         control.step(2, "a")
         assert answer.result(within(20)) == "a"
         wait_until(lambda: held() is None, "it is seen")
-        os.close(keys)
+        keys.close()
         with pytest.raises(click.Abort):
             stepper.ask(3)
 
