@@ -8,14 +8,14 @@ PYTHON := .venv/bin/python
 setup := sh tools/setup.sh
 last := $(lastword $(sort $(wildcard lessons/[0-9][0-9]_*)))
 
-.PHONY: help setup demo test check crash race faults bench run build next work diff generate output psql clean
+.PHONY: help setup demo test check crash race faults bench run build next watch work diff generate output psql clean
 
 help: ## this list
 	@echo 'make VERB [LESSON=01] [ARGS="..."]'
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-12s%s\n", $$1, $$2 }'
 
 setup: ## install everything again into .venv (the other verbs make it when it is missing)
-	@rm -f .venv/.setup-run .venv/.setup-check
+	@rm -f .venv/.setup-run .venv/.setup-check .venv/.setup-watch
 	@$(setup)
 
 demo: ## run the story of the last lesson
@@ -23,17 +23,17 @@ demo: ## run the story of the last lesson
 	@cd $(last) && exec ../../$(PYTHON) main.py $(ARGS)
 
 test: ## run the tests; with LESSON, only the lessons' tests, on that lesson or copy
-	@$(setup)
+	@$(setup) $(if $(LESSON),,watch)
 	@$(PYTHON) -m pytest -n 4 $(if $(LESSON),tests/test_[0-9][0-9]_*.py) $(ARGS)
 
 check: ## everything that must hold before a commit: linters, types, and the texts against the code
-	@$(setup) check
+	@$(setup) check watch
 	@$(PYTHON) -m tools check $(ARGS)
 
-crash: ## list a lesson's commits; AT=17 kills a worker at that one, WHEN=before before it; TASK=, INPUT=
+crash: ## list a lesson's commits; AT=17 kills a worker there, WHEN=before before it; STEP=1 asks; TASK=, INPUT=
 	@$(setup)
-	@$(PYTHON) -m faults.crash "$(or $(LESSON),$(last))" $(if $(AT),--at $(AT)) $(if $(WHEN),--when $(WHEN)) \
-		$(if $(TASK),--task $(TASK) --input '$(or $(INPUT),null)')
+	@$(PYTHON) -m faults.crash "$(or $(LESSON),$(last))" $(if $(AT),--at $(AT)) $(if $(STEP),--step) \
+		$(if $(WHEN),--when $(WHEN)) $(if $(TASK),--task $(TASK) --input '$(or $(INPUT),null)')
 
 race: ## list a lesson's races; RACE=zombie plays one, RACE=path/to/my.race one of your own
 	@$(setup)
@@ -59,6 +59,10 @@ build: ## write a lesson yourself, in stages, in work/04_build; STAGE=3 begins a
 next: ## how far your lesson is, and what comes next; ARGS=--hint shows a hint
 	@$(setup)
 	@$(PYTHON) -m tools next $(if $(LESSON),"$(LESSON)") $(ARGS)
+
+watch: ## see a lesson's rows as they change, in a browser; ARGS=--control: with buttons; =--terminal: here
+	@$(setup) watch
+	@$(PYTHON) -m glass "$(or $(LESSON),$(last))" $(ARGS)
 
 work: ## copy a lesson to work/01_mine, to change it at will; NAME=second calls it 01_second
 	@$(setup)

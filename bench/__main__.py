@@ -1,5 +1,6 @@
 """python -m bench [--quick] [--tasks N] [--rounds N] [--lessons 01,03] [--json FILE] [--write-docs]
 python -m bench growth [--full]      the same drain in a table that has grown
+python -m bench watched              the same drain, with `make watch` open and without
 """
 
 import json
@@ -109,6 +110,20 @@ def main(
 def growth_verb(full: bool, name: str | None, tasks: int) -> None:
     """The same drain in a table that has grown, and what the claim reads there."""
     measure_growth(chosen(name, 3, "a task says when it was started"), tasks, full)
+
+
+@main.command("watched")
+@click.option("--lesson", "name", help="such as 03; default: the last one")
+@click.option("--tasks", default=10_000, show_default=True, help="how many each drain drains")
+@click.option("--rounds", default=3, show_default=True)
+def watched_verb(name: str | None, tasks: int, rounds: int) -> None:
+    """The same drain, with `make watch` open and without. (`make watch` installs what it needs.)"""
+    from bench import watched
+
+    with server() as url:
+        drop_test_schemas(url)
+        found = watched.compare(chosen(name, 1, "there is a queue"), tasks, rounds)
+    report.show(watched.rows(found))
 
 
 if __name__ == "__main__":

@@ -117,6 +117,7 @@ def summary(rounds: Rounds) -> dict[str, dict[str, dict[str, float | None]]]:
 def settings(url: str) -> dict[str, Any]:
     """Of the server and of the machine: without them the figures say nothing."""
     names = ["server_version", "fsync", "synchronous_commit", "shared_buffers", "max_wal_size"]
+    names += ["wal_level"]
     query = "select name, current_setting(name) from pg_settings where name = any (%s)"
     with psycopg.connect(url, autocommit=True) as connection:
         server = connection.execute(query, (names,)).fetchall()

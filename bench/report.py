@@ -51,8 +51,9 @@ def about(result: dict[str, Any]) -> str:
     return (
         f"Postgres {s['server_version']} ({s['server']}), fsync {s['fsync']}, synchronous_commit"
         f" {s['synchronous_commit']}, shared_buffers {s['shared_buffers']}, max_wal_size"
-        f" {s['max_wal_size']}; {s['cores']} cores ({s['machine']}), load {s['load_before']}"
-        f" before; Python {s['python']}, psycopg {s['psycopg']}; {s['date']};"
+        f" {s['max_wal_size']}, wal_level {s['wal_level']}; {s['cores']} cores ({s['machine']}),"
+        f" load {s['load_before']} before; Python {s['python']}, psycopg {s['psycopg']};"
+        f" {s['date']};"
         f" {result['sizes']['tasks']:,} tasks and {result['sizes']['workflows']} workflows in each"
         f" round; rounds: {result['count']}."
     )

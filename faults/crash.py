@@ -2,18 +2,21 @@
 
 python -m faults.crash LESSON            lists the commits of the lesson's canonical workload
 python -m faults.crash LESSON --at 17    kills the worker there, and tells what became of it
+python -m faults.crash LESSON --step     asks before each commit
 python -m faults.crash LESSON --task fulfil --input '{"id": 1, "items": ["pen"]}'
                                          the same with one task of the lesson's app.py
 """
 
 import json
+import math
 import os
 import re
 import signal
 import sys
 import tempfile
+import threading
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -25,10 +28,11 @@ from psycopg import sql
 from rich.text import Text
 
 from faults import lesson_with_worker, witness, workloads
-from faults.nursery import Nursery
+from faults.nursery import Nursery, is_alive
 from faults.proxy import Proxy, statement_name
+from faults.stepper import Stepper
 from shared.database import Database
-from shared.lessons import number
+from shared.lessons import LESSONS, number
 from shared.outside import Outside
 from shared.postgres import server
 from shared.processes import wait_until
@@ -39,6 +43,8 @@ from shared.verbs import PATIENCE
 When = Literal["before", "after"]
 Fault = Literal["kill", "stop"]
 PROBE = ("SendHint",)  # changes nothing, and comes whenever it is time for it
+Ask = Callable[[int], When | None]  # the number of a commit, and when to kill: None: not at all
+ANSWERS: dict[str, When | None] = {"": None, "b": "before", "a": "after"}
 
 
 @dataclass(frozen=True)
@@ -124,6 +130,9 @@ class CrashTest(Watched):
         self._when: When = "after"
         self._fault: Fault = "kill"
         self._claims = 0
+        self._ask: Ask | None = None
+        self._asked, self._held = 0, False
+        self._go = threading.Event()
         # The names of the statements in each commit: of an undisturbed run, and of this one.
         self.commits: list[tuple[str, ...]] = []
         self._seen: list[tuple[str, ...]] = []
@@ -158,19 +167,42 @@ class CrashTest(Watched):
             id = self.engine.enqueue(connection, *self.only)
         self.expected.setdefault(id, workloads.Expected(self.only[0], "not known yet"))
 
-    def run_victim(self, at: int | None, when: When, fault: Fault = "kill") -> bool:
+    def run_victim(
+        self, at: int | None, when: When, fault: Fault = "kill", ask: Ask | None = None
+    ) -> bool:
         """Let a worker run the workload, until it is struck at that commit; False: it never was.
 
         kill: kill -9. stop: SIGSTOP, and all that it has sent is on its way until `wake_victim`.
+        ask: called before each commit, which is held until it returns.
         """
         self._at, self._when, self._fault = at, when, fault
         self._seen, self.struck_at, self._victim = [], (), 0
-        self._victim = self.start("victim", self.proxy.url)
-        wait_until(lambda: bool(self.struck_at) or self.is_quiet(), "the victim is struck, or done")
-        self._at = None
+        self._ask, self._asked, self._held = ask, 0, False
+        self._go.clear()
+
+        def is_over() -> bool:
+            if self._held and ask:
+                self._answer(ask)
+            if ask and self._at is None and not is_alive(self._victim):
+                raise click.ClickException("somebody else has killed the worker")
+            return bool(self.struck_at) or self.is_quiet()
+
+        self._victim = self.start("victim", self.proxy.url, lease="86400")
+        try:
+            wait_until(is_over, "the victim is struck, or done", math.inf if ask else 30)
+        finally:
+            self._at = self._ask = None
+            self._go.set()
         if fault == "kill" or not self.struck_at:
             self.kill(self._victim)
         return bool(self.struck_at)
+
+    def _answer(self, ask: Ask) -> None:
+        """In the thread that waits for the victim, so that Ctrl-C ends it."""
+        if when := ask(self._asked):
+            self._at, self._when = self._asked, when
+        self._held = False
+        self._go.set()
 
     def wake_victim(self) -> None:
         """It goes on where it was stopped, with a lease that is over, until its slot is free."""
@@ -226,8 +258,13 @@ class CrashTest(Watched):
         self._claims += names == ("ClaimTasks",)  # with one slot: only when that is free
         at = len(self._seen) + 1
         # Polls that will find nothing are no commits.
-        if (self._when, self._at) == ("before", at) and [names] == self.commits[at - 1 : at]:
-            return self._strike(names)
+        if [names] == self.commits[at - 1 : at]:
+            if self._ask and self._asked < at:  # once: it may be sent again and again
+                self._go.clear()
+                self._asked, self._held = at, True
+                self._go.wait()
+            if (self._when, self._at) == ("before", at):
+                return self._strike(names)
         return self._is_dead()
 
     def after(self, names: tuple[str, ...]) -> bool:
@@ -376,6 +413,11 @@ def tell_point(test: CrashTest, at: int, when: When) -> bool:
     if not test.run_victim(at, when):
         raise click.UsageError(f"there are {len(test.commits)} commits; AT is one of them")
     tell_workload(test)
+    return tell_crash(test, at, when)
+
+
+def tell_crash(test: CrashTest, at: int, when: When) -> bool:
+    """What became of it, when the worker has been killed."""
     scene(f"{test.db.lesson.name}: the worker is killed {when} its commit number {at}")
     name = ", ".join(test.struck_at)
     done = witness.changes(test.db)
@@ -414,6 +456,30 @@ def tell_point(test: CrashTest, at: int, when: When) -> bool:
     return not wrong
 
 
+def tell_steps(test: CrashTest) -> bool:
+    """Ask before each commit whether to let it through, until the worker is dead or done."""
+    lesson = os.path.relpath(test.db.lesson, LESSONS.parent)
+    stepper = Stepper(test.db, test.commits_since_reset())
+    struck: list[tuple[int, When]] = []
+
+    def ask(at: int) -> When | None:
+        if when := ANSWERS[stepper.ask(at)]:
+            struck.append((at, when))
+        return when
+
+    test.reset()
+    tell_workload(test)
+    scene(f"{test.db.lesson.name}: a worker that is held before each of its commits")
+    say("Enter lets the commit through. b: kill -9 before the server gets it. a: kill -9 when the")
+    say("server has done it, and the worker has not heard. A page shows its tables meanwhile, and")
+    say("has buttons for the same:")
+    say(f"LESSON_SCHEMA={test.db.schema} make watch LESSON={lesson} ARGS=--control")
+    if test.run_victim(None, "after", ask=ask):
+        return tell_crash(test, *struck[-1])
+    say(f"the worker has done everything: {told(test.statuses())}")
+    return True
+
+
 def told(statuses: dict[str, int]) -> str:
     return ", ".join(f"{number} {status}" for status, number in sorted(statuses.items()))
 
@@ -421,14 +487,20 @@ def told(statuses: dict[str, int]) -> str:
 @click.command()
 @click.argument("lesson", callback=lesson_with_worker)
 @click.option("--at", type=click.IntRange(1), help="the number of the commit; without it, a list")
+@click.option("--step", is_flag=True, help="ask before each commit")
 @click.option("--when", type=click.Choice(["before", "after"]), default="after", show_default=True)
 @click.option("--task", help="of the lesson's app.py, in place of the canonical workload")
 @click.option("--input", default="null", help="the task's, as JSON")
-def main(lesson: Path, at: int | None, when: When, task: str | None, input: str) -> None:
+def main(
+    lesson: Path, at: int | None, step: bool, when: When, task: str | None, input: str
+) -> None:
     """Kill a worker of LESSON (06, or a directory such as work/06_mine) at a commit."""
     try:
         with crash_test(lesson, (task, json.loads(input)) if task else None) as test:
-            if at is None:
+            if step:
+                if not tell_steps(test):
+                    sys.exit(1)
+            elif at is None:
                 tell_commits(test)
             elif not tell_point(test, at, when):
                 sys.exit(1)

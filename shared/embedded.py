@@ -31,7 +31,11 @@ from urllib.parse import quote
 from shared.postgres import INSTEAD, PostgresUnavailable
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-SETTINGS = ["-c", "max_connections=200", "-c", "max_wal_size=256MB", "-c", "timezone=UTC"]
+# wal_level: `make watch` reads the log. The log that a watcher who stands still keeps has an end.
+SETTINGS = [
+    *("-c", "max_connections=200", "-c", "max_wal_size=256MB", "-c", "timezone=UTC"),
+    *("-c", "wal_level=logical", "-c", "max_slot_wal_keep_size=1GB"),
+]
 _children: list["subprocess.Popen[Any]"] = []  # servers that this process started
 
 
@@ -154,14 +158,15 @@ class Embedded:
             + f"\n(all of it: {log}) `make clean` removes it, for a fresh start. {INSTEAD}"
         )
 
-    def stop(self) -> None:
+    def stop(self, by: signal.Signals = signal.SIGINT) -> None:
+        """SIGINT is "fast": ends the sessions, keeps the data. SIGQUIT: as in a crash."""
         deadline = time.monotonic() + 30
         with open_file(self.home / "running") as running:
             # Should it take longer, then the next start waits for it.
             while not self.lock(running) and time.monotonic() < deadline:
                 with suppress(OSError, ValueError, IndexError):
                     pid = (self.data / "postmaster.pid").read_text().splitlines()[0]
-                    os.kill(int(pid), signal.SIGINT)  # "fast": ends the sessions, keeps the data
+                    os.kill(int(pid), by)
                 time.sleep(0.01)
         for child in _children:
             child.poll()  # leaves no zombie

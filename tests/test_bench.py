@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bench import pgbench, picture, report
+from bench import pgbench, picture, report, watched
 from bench.growth import grow
 from bench.measures import MEASURES, settings, summary
 from shared.lessons import find
@@ -122,3 +122,13 @@ def table(page: str) -> dict[str, list[str]]:
     lines = (ROOT / "docs" / page).read_text().splitlines()
     cells = [line[2:-2].split(" | ") for line in lines if line.startswith("| ")]
     return {first: rest for first, *rest in cells}
+
+
+@pytest.mark.usefixtures("postgres")
+def test_what_watching_costs_is_measured() -> None:
+    found = watched.compare(find("01"), 50, 1)
+    (alone,), (with_page,) = found.values()
+    assert min(alone["rate"], with_page["rate"], with_page["cpu"]) > 0
+    table = watched.rows(found)
+    assert [row[0] for row in table] == ["", "nobody watches", "a page is open"]
+    assert table[1][3] == "–"

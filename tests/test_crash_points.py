@@ -3,11 +3,16 @@
 Here for lessons 01 and 03 and the last one; `make faults` does it for all of them.
 """
 
+import os
+import signal
+import sys
+
+import click
 import psycopg
 import pytest
 
 from faults import report, witness, workloads
-from faults.crash import crash_test, every_point
+from faults.crash import ANSWERS, crash_test, every_point, tell_steps
 from faults.proxy import Proxy, writes
 from shared.lessons import find, number
 
@@ -66,6 +71,38 @@ def test_one_order_in_place_of_the_workload(postgres):  # noqa: ARG001  held for
         assert [point.ran_twice for point in points] == [0, 1]
         test.expected[1] = workloads.Expected("fulfil", "failed")
         assert "task 1 has come to" in str(test.point(6, "after").violations)
+
+
+@pytest.mark.parametrize(
+    ("answers", "done"), [(("", "", "b"), 2), (("", "", "a"), 3)], ids=["before", "after"]
+)
+@pytest.mark.parametrize("path", [FIRST], ids=lambda path: path.name)
+def test_a_worker_is_held_at_each_commit_until_it_is_let_go(crash, answers, done):
+    held = []
+    planned = crash.commits_since_reset()
+
+    def ask(at):
+        held.append(at)
+        assert crash.commits_since_reset() == planned[: at - 1]
+        return ANSWERS[answers[at - 1]]
+
+    crash.reset()
+    assert crash.run_victim(None, "after", ask=ask)
+    assert held == [1, 2, 3]
+    assert crash.commits_since_reset() == planned[:done]
+    assert crash.struck_at == crash.commits[2]
+
+
+@pytest.mark.parametrize("path", [FIRST], ids=lambda path: path.name)
+def test_keys_say_how_it_goes_on(crash, monkeypatch, capfd):
+    reader, keys = os.pipe()
+    monkeypatch.setattr(sys, "stdin", os.fdopen(reader))
+    os.write(keys, b"\n\na\n")
+    assert tell_steps(crash)
+    assert "the worker is killed after its commit number 3" in capfd.readouterr().out
+    crash.reset()
+    with pytest.raises(click.ClickException, match="somebody else"):
+        crash.run_victim(None, "after", ask=lambda _: os.kill(crash._victim, signal.SIGKILL))
 
 
 @pytest.mark.parametrize("path", [LAST], ids=lambda path: path.name)

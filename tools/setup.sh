@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes .venv, or repairs it; does nothing (in some 30 ms) when it is as it should be.
 #   sh tools/setup.sh          what the lessons and the tests need
-#   sh tools/setup.sh check    and what `make check` needs
+#   sh tools/setup.sh check    and requirements/check.lock, for `make check`; so watch, and browser
 set -eu
 cd "$(dirname -- "$0")/.."
 unset PYTHONHOME PYTHONPATH PIP_TARGET PIP_PREFIX
@@ -14,14 +14,12 @@ die() { say "$@"; exit 1; }
 # What .venv was made from. The path is part of it: a virtual environment does not survive a move.
 state() { { pwd -P; cat pyproject.toml tools/setup.sh "$@"; } | cksum; }
 run_state=$(state requirements/run.lock requirements/postgres.lock)
-check_state=$(state requirements/check.lock)
 is() { [ "$(cat ".venv/$1" 2>/dev/null)" = "$2" ]; }
 works() { .venv/bin/python -I -c 'import shared' 2>/dev/null; }
 
-want_check=${1:-}
-if is .setup-run "$run_state" && works; then
-    if [ "$want_check" != check ] || is .setup-check "$check_state"; then exit 0; fi
-fi
+has() { is ".setup-$1" "$(state "requirements/$1.lock")"; }
+has_all() { for set in "$@"; do has "$set" || return 1; done; }
+if is .setup-run "$run_state" && works && has_all "$@"; then exit 0; fi
 
 [ -w . ] || die "this directory is not writable for $(id -un): clone the repository to a place of your own."
 if [ -e .venv ] && [ ! -w .venv ]; then
@@ -90,9 +88,10 @@ if ! is .setup-run "$run_state" || ! works; then
     works || { .venv/bin/python -I -c 'import shared' || true; die "shared/ was installed but cannot be imported."; }
     printf '%s\n' "$run_state" >.venv/.setup-run
 fi
-if [ "$want_check" = check ] && ! is .setup-check "$check_state"; then
-    what="ruff and basedpyright"
-    say "$what (requirements/check.lock)"
-    required --require-hashes -r requirements/check.lock
-    printf '%s\n' "$check_state" >.venv/.setup-check
-fi
+for set in "$@"; do
+    has "$set" && continue
+    what="more packages"
+    say "$what (requirements/$set.lock)"
+    required --require-hashes -r "requirements/$set.lock"
+    state "requirements/$set.lock" >".venv/.setup-$set"
+done
