@@ -41,15 +41,15 @@ def judge(
     command = [f"--timeout={within(seconds):g}", *options, *(f"tests/{test}" for test in tests)]
     for case in cases(course, copy, *command, seconds=MOST_SECONDS):
         found.setdefault(case.test, []).append(case)
-    return {test: worst(each) for test, each in found.items()}
+    return {test: worst(copy, each) for test, each in found.items()}
 
 
-def worst(found: list[Case]) -> Case:
+def worst(copy: Path, found: list[Case]) -> Case:
     """The first case of a test that has failed, if there is one."""
     failed = [case for case in found if case.ended in ("failed", "error")]
     if not failed or len(found) == 1:
         return (failed or found)[0]
-    parameters = failed[0].name.partition("[")[2].removesuffix("]")
+    parameters = failed[0].name.partition("[")[2].removesuffix("]").removeprefix(f"{copy.name}-")
     return replace(failed[0], others=f"{len(failed)} of {len(found)} cases; here: {parameters}")
 
 

@@ -26,17 +26,12 @@ def holds(case: Case | None) -> bool:
 def show(
     course: Course, copy: Path, ended: Mapping[str, Case | None], missing: dict[Change, str]
 ) -> None:
-    """Which tests hold, and why the others fail; of the first, where, and how to run it alone."""
-    told = False
+    """Which tests hold; of the others why they fail, where, and how to run each alone."""
     for test, case in ended.items():
         others = f" ({case.others})" if case and case.others else ""
         print(f"  {'holds' if holds(case) else 'FAILS'}  {sentence(test)}{others}")
         if holds(case):
             continue
-        if told:
-            tell(why(case, missing), " " * 9)
-            continue
-        told = True
         for line in [docstring(course, test), why(case, missing)]:
             if line:
                 tell(line, " " * 9)

@@ -71,13 +71,14 @@ def listed(what: str, nodes: Sequence[ast.AST]) -> list[str]:
 
 
 def table_signature(code: str) -> str:
-    """Of a table, each column with its type; of anything else, its statement without comments."""
+    """Of a table, each column with its type; of a function, all; of others, one line of code."""
     bare = "".join(t[0] for t in SQL_TOKEN.finditer(code) if t.lastgroup != "comment")
     if not (table := re.match(r"\s*create table (\w+) \((.*)\n\);", bare, re.S)):
-        return re.sub(r"\s*\n\s*", " ", bare.strip())
+        text = bare.strip()
+        return text if text.startswith("create function") else re.sub(r"\s*\n\s*", " ", text)
     columns = [
         f"    {found[1]} {found[2]}"
-        for found in re.finditer(r"^    (\w+) +(\w+)", table[2], re.M)
+        for found in re.finditer(r"^    (\w+) +(\w+(?:\[\])?)", table[2], re.M)
         if found[1] not in ("constraint", "primary", "unique", "check", "foreign", "exclude")
     ]
     return "\n".join([f"table {table[1]}", *columns])
