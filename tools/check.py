@@ -44,9 +44,9 @@ CHECKS: dict[str, Find] = {
 
 
 def check(course: Course) -> Iterator[str]:
-    """All checks, whatever fails, two of them at a time, the longest first."""
+    """All checks, whatever fails, three of them at a time, the longest first."""
     told: list[str] = []
-    with server(), ThreadPoolExecutor(2) as pool:  # one server for all of them
+    with server(), ThreadPoolExecutor(3) as pool:  # one server for all of them
         running = {pool.submit(timed, CHECKS[name], course): name for name in reversed(CHECKS)}
         for future in as_completed(running):
             name, (found, seconds) = running[future], future.result()
