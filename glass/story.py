@@ -51,7 +51,7 @@ def names(sessions: list[Session]) -> str:
 def commit(changes: list[Change]) -> list[Event]:
     emptied = dict.fromkeys(change.table for change in changes if change.verb == "truncate")
     events = [Event("note", f"{table} is emptied") for table in emptied]
-    rest = of_rows(change for change in changes if change.verb != "truncate")
+    rest = of_rows(change for change in changes if change.verb not in ("truncate", "evict"))
     events += [describe(change) for change in rest[:EVENTS]]
     if len(rest) > EVENTS:
         events.append(Event("note", f"and {len(rest) - EVENTS:,} more rows"))

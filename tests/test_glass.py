@@ -319,6 +319,25 @@ def test_a_step_on_the_time_line_passes_over_heartbeats():
     assert stepped(history, 99, 0) == 6
 
 
+@pytest.mark.parametrize("by_log", [True, False])
+def test_rows_that_are_too_old_to_be_kept_are_there_in_the_past(monkeypatch, by_log):
+    monkeypatch.setattr("glass.history.MAX_ROWS", 3)
+    history = History()
+    history.renew(Schema({"t": Table("t", ["id"], ["id"])}), {}, "a beginning")
+    for n in range(1, 6):
+        kept = [str(id) for id in range(max(1, n - 2), n + 1)]
+        if by_log:
+            history.add(Commit(n, "", [Written("insert", "t", {"id": str(n)})]))
+        else:
+            history.sample({"t": {(id,): {"id": id} for id in kept}})
+        assert sorted(key for (key,) in history.state["t"]) == kept
+    ids = [sorted(key for (key,) in history.at(n)[1].get("t", {})) for n in range(1, 7)]
+    assert ids == [[], ["1"], ["1", "2"], ["1", "2", "3"], ["2", "3", "4"], ["3", "4", "5"]]
+    told = [[event.text for event in line.events] for line in view(history).lines]
+    assert told[1:] == [[f"t, insert: id {n}"] for n in range(1, 6)]
+    assert view(history).note.startswith("only the newest rows of t are here")
+
+
 def test_the_terminal_shows_the_same(six, history):
     run(six, ("wait_for_a_nap", 0), ("hopeless", None))
     execute(six.db, "insert into tasks (name, input) values (%s, '1')", "\x1b[31m" + "[bold]red")
