@@ -17,7 +17,7 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -456,10 +456,9 @@ def tell_crash(test: CrashTest, at: int, when: When) -> bool:
     return not wrong
 
 
-def tell_steps(test: CrashTest) -> bool:
+def tell_steps(test: CrashTest, stepper: Stepper) -> bool:
     """Ask before each commit whether to let it through, until the worker is dead or done."""
     lesson = os.path.relpath(test.db.lesson, LESSONS.parent)
-    stepper = Stepper(test.db, test.commits_since_reset())
     struck: list[tuple[int, When]] = []
 
     def ask(at: int) -> When | None:
@@ -498,8 +497,9 @@ def main(
     try:
         with crash_test(lesson, (task, json.loads(input)) if task else None) as test:
             if step:
-                if not tell_steps(test):
-                    sys.exit(1)
+                with closing(Stepper(test.db, test.commits_since_reset())) as stepper:
+                    if not tell_steps(test, stepper):
+                        sys.exit(1)
             elif at is None:
                 tell_commits(test)
             elif not tell_point(test, at, when):

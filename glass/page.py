@@ -49,7 +49,11 @@ class Page:
     def look(self, moment: int | None, task: str | None) -> str:
         """A view, as JSON, and what the page has to know besides."""
         control = self.control
-        buttons = {"names": control.names, "verbs": control.verbs} if control else None
+        buttons = control and {
+            "names": control.names,
+            "verbs": control.verbs,
+            "crash": control.may_crash,
+        }
         seen = {"title": self.title, "buttons": buttons, **vars(view(self.history, moment, task))}
         return json.dumps(seen, default=vars)
 

@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from types import SimpleNamespace
 
@@ -243,6 +243,24 @@ def test_who_waits_for_whom(six, history):
         assert pair in pairs(then)
 
 
+def test_a_glass_box_of_another_lesson_is_left_out(six, history):
+    with (
+        ThreadPoolExecutor() as aside,
+        six.db.connect(autocommit=True, application_name="glass box of another") as waiter,
+        six.db.connect(application_name="psql") as holder,
+    ):
+        holder.execute("lock tasks")
+        waiting = aside.submit(waiter.execute, "select from tasks")
+        blocked = "select pid from pg_locks where not granted and pid = %s"
+        wait_until(lambda: execute(six.db, blocked, waiter.info.backend_pid), "it waits")
+        then = time.monotonic()
+        wait_until(lambda: history.activity.seen > then, "somebody has looked")
+        pids = [wait.waiter.pid for wait in history.activity.waits]
+        holder.rollback()
+        waiting.result(within(20))
+        assert waiter.info.backend_pid not in pids
+
+
 def test_long_and_odd_values_come_through(six, history):
     odd = "it's [x]:'y' new-tuple: id[bigint]:7 old-key: \\ \n \"q\""
     long = "long " * 10_000
@@ -288,8 +306,12 @@ def test_a_worker_that_is_held_is_answered_by_a_key_or_on_the_page(
     control = Control(six.path, six.db.schema, postgres, history)
     held = lambda: getattr(view(history).held, "number", None)  # noqa: E731
     # Without keys `ask` ends: a failure here does not hang.
-    with ThreadPoolExecutor() as aside, os.fdopen(writer, "wb", buffering=0) as keys:
-        stepper = Stepper(six.db, 3 * ["  1  ClaimTasks  task 1 fulfil: queued -> running"])
+    planned = 3 * ["  1  ClaimTasks  task 1 fulfil: queued -> running"]
+    with (
+        closing(Stepper(six.db, planned)) as stepper,
+        ThreadPoolExecutor() as aside,
+        os.fdopen(writer, "wb", buffering=0) as keys,
+    ):
         answer = aside.submit(stepper.ask, 1)
         wait_until(lambda: held() == "1", "it is seen")
         assert view(history).held.changes == "task 1 fulfil: queued -> running"
@@ -302,9 +324,14 @@ def test_a_worker_that_is_held_is_answered_by_a_key_or_on_the_page(
         control.step(2, "a")
         assert answer.result(within(20)) == "a"
         wait_until(lambda: held() is None, "it is seen")
+        assert not control.may_crash
         keys.close()
         with pytest.raises(click.Abort):
             stepper.ask(3)
+        wait_until(lambda: held() == "3", "it is seen")
+    wait_until(lambda: held() is None, "nobody asks any more")
+    with pytest.raises(Refused, match="no worker is held before commit 3"):
+        control.step(3, "a")
 
 
 def test_a_step_on_the_time_line_passes_over_heartbeats():
@@ -399,11 +426,16 @@ def test_a_server_that_crashes_is_followed_again(request, monkeypatch, level):
         wait_until(lambda: counts(history) == {"queued": 1}, "the row is seen")
         with own.alone():
             own.stop(signal.SIGQUIT)
-            wait_until(lambda: history.note.startswith("no connection"), "it says so")
+            wait_until(lambda: not view(history).connected, "it says so")
             own.start()
         execute(db, "insert into tasks (name, input) values ('y', '1')")
         wait_until(lambda: counts(history) == {"queued": 2}, "it goes on")
-        assert history.note == ""
+        assert (history.note, view(history).connected) == ("", True)
+        notes = [moment.note for moment in history.moments if moment.note]
+        assert notes == [
+            "there are no rows yet",
+            "the connection was lost, and this is a new beginning",
+        ]
 
 
 @pytest.mark.parametrize(

@@ -360,6 +360,16 @@ def test_a_kill_by_button_is_followed_and_the_past_can_be_seen(buttons, chromium
         assert shown.locator(".live").count() == 1
 
 
+def test_a_page_that_nobody_answers_is_not_called_live(postgres, chromium):  # noqa: ARG001
+    with chromium.new_page() as shown:
+        with environment(LESSON_SCHEMA=f"test_{os.getpid()}_none"), page(find("03")) as opened:
+            shown.set_default_timeout(within(30_000))
+            shown.goto(opened.url)
+            shown.get_by_text("● live").wait_for()
+        shown.get_by_text("○ not connected").wait_for()
+        assert shown.locator(".live").count() == 0
+
+
 def test_markup_is_text(postgres, chromium):  # noqa: ARG001
     with tables("06") as six, page(six.path) as opened, tab(chromium, opened) as shown:
         with six.db.connect(autocommit=True, application_name=MARKUP) as db:
