@@ -456,9 +456,10 @@ def tell_crash(test: CrashTest, at: int, when: When) -> bool:
     return not wrong
 
 
-def tell_steps(test: CrashTest, stepper: Stepper) -> bool:
+def tell_steps(test: CrashTest) -> bool:
     """Ask before each commit whether to let it through, until the worker is dead or done."""
     lesson = os.path.relpath(test.db.lesson, LESSONS.parent)
+    stepper = Stepper(test.db, test.commits_since_reset())
     struck: list[tuple[int, When]] = []
 
     def ask(at: int) -> When | None:
@@ -473,7 +474,9 @@ def tell_steps(test: CrashTest, stepper: Stepper) -> bool:
     say("server has done it, and the worker has not heard. A page shows its tables meanwhile, and")
     say("has buttons for the same:")
     say(f"LESSON_SCHEMA={test.db.schema} make watch LESSON={lesson} ARGS=--control")
-    if test.run_victim(None, "after", ask=ask):
+    with closing(stepper):
+        died = test.run_victim(None, "after", ask=ask)
+    if died:
         return tell_crash(test, *struck[-1])
     say(f"the worker has done everything: {told(test.statuses())}")
     return True
@@ -497,9 +500,8 @@ def main(
     try:
         with crash_test(lesson, (task, json.loads(input)) if task else None) as test:
             if step:
-                with closing(Stepper(test.db, test.commits_since_reset())) as stepper:
-                    if not tell_steps(test, stepper):
-                        sys.exit(1)
+                if not tell_steps(test):
+                    sys.exit(1)
             elif at is None:
                 tell_commits(test)
             elif not tell_point(test, at, when):

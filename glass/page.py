@@ -86,11 +86,12 @@ class Page:
     async def value(self, request: Request) -> Response:
         """All of a value of the task, however long."""
         asked = request.query_params
-        at = asked.get("at", "")
-        if not at.isdecimal():
+        try:
+            at = int(asked.get("at", ""))
+        except ValueError:
             return PlainTextResponse("at=NUMBER", 400)
         with self.history.lock:
-            _, state = self.history.at(int(at))
+            _, state = self.history.at(at)
         row = state.get("tasks", {}).get((asked.get("task", ""),), {})
         return PlainTextResponse(row.get(asked.get("column", "")) or "")
 

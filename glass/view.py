@@ -11,7 +11,7 @@ from heapq import nlargest, nsmallest
 
 from glass.activity import Process, Wait
 from glass.history import History, Moment, Row, Schema, State
-from glass.story import Line, line
+from glass.story import NAME, Line, line
 from glass.values import interval, ordinal, short, timestamp
 
 CARDS = 14  # in each column
@@ -250,7 +250,7 @@ def card(task: Row, rows: Rows) -> Card:
     worker = task.get("worker_id") if running else None
     return Card(
         id,
-        task.get("name") or "",
+        short(task.get("name"), NAME),
         short(task.get("input"), 46),
         short(task.get("error") or task.get("output"), 60),
         bool(task.get("error")),

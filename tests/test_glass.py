@@ -280,6 +280,12 @@ def test_long_and_odd_values_come_through(six, history):
     assert shown["error"] == (long[:2000], len(long))
     execute(six.db, "update tasks set id = default")
     wait_until(lambda: [*history.state["tasks"]] == [("2",)], "a row with another key")
+    execute(six.db, "insert into tasks (name, input) values (repeat('x', 300), '1')")
+    wait_until(lambda: counts(history).get("queued") == 1, "a long name")
+    seen = view(history)
+    cut = 119 * "x" + "…"
+    assert seen.columns[0].cards[0].name == cut
+    assert seen.lines[-1].events[0].text == f"task 3 {cut} is queued"
     assert history.state["tasks"]["2",]["error"] == long
 
 

@@ -129,6 +129,7 @@ def test_who_is_refused(door):
         (400, {"path": "/view?at=x"}),
         (400, {"path": "/view?at=1&steps=x"}),
         (400, {"path": "/value"}),
+        (400, {"path": f"/value?at={'9' * 5000}"}),
         (404, {"path": "/static/../page.py"}),
         (404, {"path": "/static/%2e%2e/page.py"}),
         (303, {"path": f"/?token={door.token}", "Cookie": None}),
