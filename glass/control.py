@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -32,8 +33,9 @@ class Control:
     def __init__(self, lesson: Path, schema: str, url: str, history: History) -> None:
         self.lesson, self.schema, self.url, self.history = lesson, schema, url, history
         self.workers: list[WorkerProcess] = []
-        # What may be enqueued, and the lesson's verbs for one task.
-        self.names = words(lesson / "app.py", r"^@(?:task|durable)\b.*\s+def (\w+)")
+        # What may be enqueued, with what each takes, and the lesson's verbs for one task.
+        signature = r"^@(?:task|durable)\b.*\s+def (\w+)\((?:ctx: Context, )?(.*?)\)"
+        self.names = dict(words(lesson / "app.py", signature))
         by_hand = words(lesson / "main.py", r"by_hand=\[(.*)\]")
         self.verbs = re.findall(r"\w+", by_hand[0]) if by_hand else []
 
@@ -134,5 +136,5 @@ class Control:
         return "Postgres was ended as in a crash, and has started again"
 
 
-def words(module: Path, pattern: str) -> list[str]:
+def words(module: Path, pattern: str) -> list[Any]:
     return re.findall(pattern, module.read_text(), re.M) if module.exists() else []

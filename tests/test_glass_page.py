@@ -209,7 +209,8 @@ def test_what_the_buttons_do_to_a_worker(three, buttons):
 def test_verbs_for_a_task():
     verbs = [Control(path, "x", "", History()).verbs for path in lessons()]
     assert (verbs[3], verbs[6], sorted(verbs[7])) == ([], ["retry"], ["cancel", "replay", "retry"])
-    assert Control(find("06"), "x", "", History()).names[:2] == ["fulfil", "reserve"]
+    names = Control(find("06"), "x", "", History()).names
+    assert (names["fulfil"], names["reserve"]) == ("order: Order", "order: Order")
 
 
 def test_a_crash_by_button(own_server):

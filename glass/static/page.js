@@ -87,16 +87,16 @@ function Page() {
 }
 
 function Control({ names, crash, act }) {
-  const [name, setName] = useState(names[0] ?? "");
-  const [input, setInput] = useState("null");
+  const [name, setName] = useState(Object.keys(names)[0] ?? "");
+  const [input, setInput] = useState("");
   const enqueue = (event) => {
     event.preventDefault();
-    act({ do: "enqueue", name, input });
+    act({ do: "enqueue", name, input: input || "null" });
   };
   return html`<form onSubmit=${enqueue}>
     <input aria-label="task" list="names" value=${name} onInput=${(event) => setName(event.target.value)} />
-    <datalist id="names">${names.map((name) => html`<option value=${name} />`)}</datalist>
-    <input aria-label="input, JSON" value=${input} onInput=${(event) => setInput(event.target.value)} />
+    <datalist id="names">${Object.keys(names).map((name) => html`<option value=${name} />`)}</datalist>
+    <input aria-label="input, JSON" placeholder=${names[name] || "null"} title="${names[name] ?? ""}, as JSON" value=${input} onInput=${(event) => setInput(event.target.value)} />
     <button>enqueue</button>
     <button type="button" onClick=${() => act({ do: "worker", lease: "4" })}>start a worker</button>
     ${crash && html`<button type="button" class="danger" onClick=${() => act({ do: "crash" })}>crash Postgres</button>`}
