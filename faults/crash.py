@@ -17,7 +17,7 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -474,7 +474,9 @@ def tell_steps(test: CrashTest) -> bool:
     say("server has done it, and the worker has not heard. A page shows its tables meanwhile, and")
     say("has buttons for the same:")
     say(f"LESSON_SCHEMA={test.db.schema} make watch LESSON={lesson} ARGS=--control")
-    if test.run_victim(None, "after", ask=ask):
+    with closing(stepper):
+        died = test.run_victim(None, "after", ask=ask)
+    if died:
         return tell_crash(test, *struck[-1])
     say(f"the worker has done everything: {told(test.statuses())}")
     return True

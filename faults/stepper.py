@@ -19,7 +19,8 @@ create table stepper (
     number    int primary key,  -- of the commit
     statement text not null,
     changes   text not null,    -- what it will do
-    answer    text              -- null: the worker is held
+    answer    text,             -- null: the worker is held
+    asks      int not null      -- the stepper's session: without it nobody is held any more
 )
 """
 ANSWERS = ("", "b", "a")  # it goes through; the worker is killed before it; after it
@@ -32,6 +33,10 @@ class Stepper:
         # Unbuffered: `select` knows nothing of lines that have been read ahead.
         self._keys = FileIO(sys.stdin.fileno(), closefd=False)
         witness.rows(db, TABLE)
+        self._session = db.connect(autocommit=True, application_name="the stepper")
+
+    def close(self) -> None:
+        self._session.close()
 
     def ask(self, at: int) -> str:
         """Returns the answer that is typed or that the page gives, whichever is first."""
@@ -39,8 +44,8 @@ class Stepper:
         say(f"held before commit {at} of {len(self._planned)}, which will change:")
         console.print(Text(planned))
         _, statement, changes = planned.split(maxsplit=2)
-        insert = "insert into stepper (number, statement, changes) values (%s, %s, %s)"
-        witness.rows(self._db, insert, at, statement, changes)
+        insert = "insert into stepper values (%s, %s, %s, null, pg_backend_pid())"
+        self._session.execute(insert, [at, statement, changes])
         self._prompt()
         typed = False
         while (answer := self._answer(at)) is None:

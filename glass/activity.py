@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import psycopg
 
-OURS = "glass box"  # what our own connections are called
+OURS = "glass box"  # how the names of our own connections begin
 SESSIONS = """
 select pid, application_name, coalesce(state, ''), left(query, 400),
     case when wait_event_type = 'Lock' then pg_blocking_pids(pid) else '{}' end,
@@ -57,6 +57,7 @@ class Activity:
     seen: float = 0.0  # our own, monotonic, at that time
     processes: list[Process] = field(default_factory=list[Process])
     waits: list[Wait] = field(default_factory=list[Wait])
+    sessions: set[int] = field(default_factory=set[int])  # all of the database
 
     def now(self, monotonic: float) -> float:
         return self.seconds + monotonic - self.seen
@@ -80,6 +81,8 @@ def look(db: psycopg.Connection[Any], schema: str, slots: int, monotonic: float)
 
     def label(name: str) -> str:
         pid = process_of(name, schema)
+        if name.startswith(OURS):
+            return OURS
         return workers.get(pid, f"process {pid}") if pid else name or "a session without a name"
 
     sessions = {
@@ -90,11 +93,17 @@ def look(db: psycopg.Connection[Any], schema: str, slots: int, monotonic: float)
         Wait(sessions[pid], [sessions[one] for one in set(blockers) & sessions.keys()], seconds)
         for pid, _, _, _, blockers, seconds in rows
         if blockers
-        and any(
-            process_of(names[p], schema) or names[p] == OURS for p in {pid, *blockers} & set(names)
+        and (
+            names[pid] == ours(schema)
+            or any(process_of(names[p], schema) for p in {pid, *blockers} & set(names))
         )
     ]
-    return Activity(clock[0] if clock else 0.0, monotonic, processes, waits)
+    return Activity(clock[0] if clock else 0.0, monotonic, processes, waits, {*sessions})
+
+
+def ours(schema: str) -> str:
+    """The name of the sessions that follow this schema."""
+    return f"{OURS} of {schema}"
 
 
 def process_of(application_name: str, schema: str) -> int | None:

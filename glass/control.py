@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -32,8 +33,9 @@ class Control:
     def __init__(self, lesson: Path, schema: str, url: str, history: History) -> None:
         self.lesson, self.schema, self.url, self.history = lesson, schema, url, history
         self.workers: list[WorkerProcess] = []
-        # What may be enqueued, and the lesson's verbs for one task.
-        self.names = words(lesson / "app.py", r"^@(?:task|durable)\b.*\s+def (\w+)")
+        # What may be enqueued, with what each takes, and the lesson's verbs for one task.
+        signature = r"^@(?:task|durable)\b.*\s+def (\w+)\((?:ctx: Context, )?(.*?)\)"
+        self.names = dict(words(lesson / "app.py", signature))
         by_hand = words(lesson / "main.py", r"by_hand=\[(.*)\]")
         self.verbs = re.findall(r"\w+", by_hand[0]) if by_hand else []
 
@@ -104,17 +106,27 @@ class Control:
 
     def step(self, number: int, answer: str) -> str:
         """Answer what faults/stepper.py asks: what becomes of a worker that it holds."""
-        update = sql.SQL("update {} set answer = %s where number = %s and answer is null")
+        update = sql.SQL(
+            "update {} set answer = %s where number = %s and answer is null"
+            " and asks in (select pid from pg_stat_activity)"
+        )
         table = sql.Identifier(self.schema, "stepper")
         with psycopg.connect(self.url, autocommit=True, application_name=OURS) as db:
             if not db.execute(update.format(table), [answer, number]).rowcount:
                 raise Refused(f"no worker is held before commit {number}")
         return f"commit {number} is answered"
 
+    @property
+    def may_crash(self) -> bool:
+        """faults/stepper.py would not outlive it."""
+        return "stepper" not in self.history.schema.tables
+
     def crash(self) -> str:
         """End the server as a power cut would, and start it: it recovers from its log."""
         if "DATABASE_URL" in os.environ:
             raise Refused("the server in DATABASE_URL is not ours to end")
+        if not self.may_crash:
+            raise Refused("not under a worker that is held before its commits")
         from shared.embedded import Embedded
 
         embedded = Embedded()
@@ -124,5 +136,5 @@ class Control:
         return "Postgres was ended as in a crash, and has started again"
 
 
-def words(module: Path, pattern: str) -> list[str]:
+def words(module: Path, pattern: str) -> list[Any]:
     return re.findall(pattern, module.read_text(), re.M) if module.exists() else []

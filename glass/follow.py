@@ -51,7 +51,7 @@ class Follower:
         self._slots = slots
         # Set up as the lessons' sessions, but not called like one of theirs: it is in nobody's way.
         self._conninfo = make_conninfo(
-            session.conninfo(url, schema), application_name=activity.OURS
+            session.conninfo(url, schema), application_name=activity.ours(schema)
         )
         self._stopped = threading.Event()
 
@@ -149,7 +149,11 @@ class Follower:
 
     def _renew(self, known: "Snapshot | None", seen: "Snapshot", pending: list[Commit]) -> None:
         """Go on with other tables, when the old ones' last commits are told."""
-        note = "these rows are there already"
+        note = "there are no rows yet"
+        if self.history.schema.tables:
+            note = "the connection was lost, and this is a new beginning"
+        elif any(seen.state.values()):
+            note = "these rows are there already"
         if known:
             note = "the tables are others now"
             if seen.made[0] != known.made[0]:

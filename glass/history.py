@@ -50,7 +50,7 @@ class Commit:
 
 @dataclass
 class Change:
-    verb: str
+    verb: str  # or evict: the row is too old to be kept here
     table: str
     key: Key
     before: Row | None
@@ -116,8 +116,9 @@ class History:
             for key, row in rows.items():
                 if known.get(key) != row:
                     written.append(Written("update" if key in known else "insert", table, row))
+            verb = "evict" if len(rows) >= MAX_ROWS else "delete"
             gone = known.keys() - rows.keys()
-            written += [Written("delete", table, known[key]) for key in gone]
+            written = [Written(verb, table, known[key]) for key in gone] + written
         self.add(Commit(None, self.clock(), written))
 
     def look(self, activity: Activity) -> None:
@@ -158,12 +159,14 @@ class History:
         key = table.key_of(written.row)
         before = rows.get(key)
         # What an update leaves out is a long value that it did not change.
-        after = None if written.verb == "delete" else {**(before or {}), **written.row}
+        gone = written.verb in ("delete", "evict")
+        after = None if gone else {**(before or {}), **written.row}
         put(rows, key, after)
-        if len(rows) > MAX_ROWS:
-            del rows[next(iter(rows))]
-            self.cut.add(table.name)
         yield Change(written.verb, table.name, key, before, after)
+        if len(rows) > MAX_ROWS:  # a change like the others: it can be undone
+            yield from self._apply(Written("evict", table.name, next(iter(rows.values()))))
+        if written.verb == "evict":
+            self.cut.add(table.name)
 
     def _append(self, moment: Moment) -> None:
         self.moments.append(moment)

@@ -49,7 +49,11 @@ class Page:
     def look(self, moment: int | None, task: str | None) -> str:
         """A view, as JSON, and what the page has to know besides."""
         control = self.control
-        buttons = {"names": control.names, "verbs": control.verbs} if control else None
+        buttons = control and {
+            "names": control.names,
+            "verbs": control.verbs,
+            "crash": control.may_crash,
+        }
         seen = {"title": self.title, "buttons": buttons, **vars(view(self.history, moment, task))}
         return json.dumps(seen, default=vars)
 
@@ -82,11 +86,12 @@ class Page:
     async def value(self, request: Request) -> Response:
         """All of a value of the task, however long."""
         asked = request.query_params
-        at = asked.get("at", "")
-        if not at.isdecimal():
+        try:
+            at = int(asked.get("at", ""))
+        except ValueError:
             return PlainTextResponse("at=NUMBER", 400)
         with self.history.lock:
-            _, state = self.history.at(int(at))
+            _, state = self.history.at(at)
         row = state.get("tasks", {}).get((asked.get("task", ""),), {})
         return PlainTextResponse(row.get(asked.get("column", "")) or "")
 

@@ -8,6 +8,7 @@ from glass.history import Change, Key, Moment
 from glass.values import ordinal, short
 
 EVENTS = 6  # of one commit
+NAME = 120  # characters of a name
 
 
 @dataclass
@@ -51,7 +52,7 @@ def names(sessions: list[Session]) -> str:
 def commit(changes: list[Change]) -> list[Event]:
     emptied = dict.fromkeys(change.table for change in changes if change.verb == "truncate")
     events = [Event("note", f"{table} is emptied") for table in emptied]
-    rest = of_rows(change for change in changes if change.verb != "truncate")
+    rest = of_rows(change for change in changes if change.verb not in ("truncate", "evict"))
     events += [describe(change) for change in rest[:EVENTS]]
     if len(rest) > EVENTS:
         events.append(Event("note", f"and {len(rest) - EVENTS:,} more rows"))
@@ -93,7 +94,7 @@ def of_task(change: Change) -> Event:
     id, status = row.get("id"), row.get("status") or "?"
     if change.verb == "insert":
         parent = f", a child of {row['parent_id']}" if row.get("parent_id") else ""
-        return Event(status, f"task {id} {row.get('name')} is {status}{parent}", id)
+        return Event(status, f"task {id} {short(row.get('name'), NAME)} is {status}{parent}", id)
     if status == before.get("status"):
         return Event("touch", f"task {id}: {differences(change) or 'written, and the same'}", id)
     text = f"task {id}: {before.get('status', '?')} → {status}"
@@ -107,20 +108,21 @@ def of_task(change: Change) -> Event:
 def of_entry(change: Change) -> Event:
     row, before = change.after or {}, change.before or {}
     where = f"log of {row.get('task_id')}: {row.get('position')}"
+    name = short(row.get("name"), NAME)
     outcome = short(row.get("error") or row.get("output"), 40)
     if row.get("completion") != before.get("completion"):
         order = ordinal(int(row.get("completion") or 0))
-        text = f"{where} {row.get('name')} → {outcome}, the {order} to end"
+        text = f"{where} {name} → {outcome}, the {order} to end"
     elif change.verb == "insert":
-        text = f"{where} {row.get('kind', 'step')} {row.get('name')} → {outcome or '…'}"
+        text = f"{where} {row.get('kind', 'step')} {name} → {outcome or '…'}"
     else:
-        text = f"{where} {row.get('name')}: {differences(change)}"
+        text = f"{where} {name}: {differences(change)}"
     return Event("log", text, row.get("task_id"))
 
 
 def of_worker(change: Change) -> Event:
     row = change.after or change.before or {}
-    who = f"worker {row.get('id')} ({row.get('name')})"
+    who = f"worker {row.get('id')} ({short(row.get('name'), NAME)})"
     if change.verb == "insert":
         return Event("worker", f"{who} registers")
     if change.verb == "delete":

@@ -11,7 +11,7 @@ from heapq import nlargest, nsmallest
 
 from glass.activity import Process, Wait
 from glass.history import History, Moment, Row, Schema, State
-from glass.story import Line, line
+from glass.story import NAME, Line, line
 from glass.values import interval, ordinal, short, timestamp
 
 CARDS = 14  # in each column
@@ -116,6 +116,7 @@ class View:
     moment: int  # so many have happened
     first: int  # the oldest that is remembered
     length: int
+    connected: bool
     note: str
     sampled: str
     columns: list[Column]
@@ -142,6 +143,7 @@ def view(history: History, moment: int | None = None, task: str | None = None) -
         ahead = [line(at + n, one) for n, one in enumerate(history.moments[index : index + 8], 1)]
         activity = history.activity
         note = history.note
+        connected = not note.startswith("no connection")
         if history.cut:
             note = f"only the newest rows of {', '.join(sorted(history.cut))} are here. {note}"
         if schema.keyless:
@@ -153,12 +155,13 @@ def view(history: History, moment: int | None = None, task: str | None = None) -
         at,
         first,
         length,
+        connected,
         note,
         history.sampled,
         columns(rows),
         workers(rows, activity.processes if live else []),
         limits(rows),
-        held(rows),
+        held(rows, activity.sessions if live else None),
         activity.waits if live else last_waits(past),
         grids(rows),
         detail(rows, task) if task in rows.tasks else None,
@@ -247,7 +250,7 @@ def card(task: Row, rows: Rows) -> Card:
     worker = task.get("worker_id") if running else None
     return Card(
         id,
-        task.get("name") or "",
+        short(task.get("name"), NAME),
         short(task.get("input"), 46),
         short(task.get("error") or task.get("output"), 60),
         bool(task.get("error")),
@@ -323,9 +326,12 @@ def limits(rows: Rows) -> list[Limit]:
     ]
 
 
-def held(rows: Rows) -> Held | None:
+def held(rows: Rows, sessions: set[int] | None) -> Held | None:
+    """sessions: None if it is the past."""
     row = max(rows.all("stepper"), key=lambda row: number(row, "number"), default=None)
     if row is None or row.get("answer") is not None:
+        return None
+    if sessions is not None and number(row, "asks") not in sessions:
         return None
     return Held(*(row.get(column) or "" for column in ("number", "statement", "changes")))
 

@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from types import SimpleNamespace
 
@@ -243,6 +243,24 @@ def test_who_waits_for_whom(six, history):
         assert pair in pairs(then)
 
 
+def test_a_glass_box_of_another_lesson_is_left_out(six, history):
+    with (
+        ThreadPoolExecutor() as aside,
+        six.db.connect(autocommit=True, application_name="glass box of another") as waiter,
+        six.db.connect(application_name="psql") as holder,
+    ):
+        holder.execute("lock tasks")
+        waiting = aside.submit(waiter.execute, "select from tasks")
+        blocked = "select pid from pg_locks where not granted and pid = %s"
+        wait_until(lambda: execute(six.db, blocked, waiter.info.backend_pid), "it waits")
+        then = time.monotonic()
+        wait_until(lambda: history.activity.seen > then, "somebody has looked")
+        pids = [wait.waiter.pid for wait in history.activity.waits]
+        holder.rollback()
+        waiting.result(within(20))
+        assert waiter.info.backend_pid not in pids
+
+
 def test_long_and_odd_values_come_through(six, history):
     odd = "it's [x]:'y' new-tuple: id[bigint]:7 old-key: \\ \n \"q\""
     long = "long " * 10_000
@@ -262,6 +280,12 @@ def test_long_and_odd_values_come_through(six, history):
     assert shown["error"] == (long[:2000], len(long))
     execute(six.db, "update tasks set id = default")
     wait_until(lambda: [*history.state["tasks"]] == [("2",)], "a row with another key")
+    execute(six.db, "insert into tasks (name, input) values (repeat('x', 300), '1')")
+    wait_until(lambda: counts(history).get("queued") == 1, "a long name")
+    seen = view(history)
+    cut = 119 * "x" + "…"
+    assert seen.columns[0].cards[0].name == cut
+    assert seen.lines[-1].events[0].text == f"task 3 {cut} is queued"
     assert history.state["tasks"]["2",]["error"] == long
 
 
@@ -288,8 +312,12 @@ def test_a_worker_that_is_held_is_answered_by_a_key_or_on_the_page(
     control = Control(six.path, six.db.schema, postgres, history)
     held = lambda: getattr(view(history).held, "number", None)  # noqa: E731
     # Without keys `ask` ends: a failure here does not hang.
-    with ThreadPoolExecutor() as aside, os.fdopen(writer, "wb", buffering=0) as keys:
-        stepper = Stepper(six.db, 3 * ["  1  ClaimTasks  task 1 fulfil: queued -> running"])
+    planned = 3 * ["  1  ClaimTasks  task 1 fulfil: queued -> running"]
+    with (
+        closing(Stepper(six.db, planned)) as stepper,
+        ThreadPoolExecutor() as aside,
+        os.fdopen(writer, "wb", buffering=0) as keys,
+    ):
         answer = aside.submit(stepper.ask, 1)
         wait_until(lambda: held() == "1", "it is seen")
         assert view(history).held.changes == "task 1 fulfil: queued -> running"
@@ -302,9 +330,14 @@ def test_a_worker_that_is_held_is_answered_by_a_key_or_on_the_page(
         control.step(2, "a")
         assert answer.result(within(20)) == "a"
         wait_until(lambda: held() is None, "it is seen")
+        assert not control.may_crash
         keys.close()
         with pytest.raises(click.Abort):
             stepper.ask(3)
+        wait_until(lambda: held() == "3", "it is seen")
+    wait_until(lambda: held() is None, "nobody asks any more")
+    with pytest.raises(Refused, match="no worker is held before commit 3"):
+        control.step(3, "a")
 
 
 def test_a_step_on_the_time_line_passes_over_heartbeats():
@@ -317,6 +350,25 @@ def test_a_step_on_the_time_line_passes_over_heartbeats():
     assert [stepped(history, 6, -n) for n in range(7)] == [6, 5, 2, 1, 0, 0, 0]
     assert [stepped(history, 1, n) for n in range(5)] == [1, 2, 5, 6, 6]
     assert stepped(history, 99, 0) == 6
+
+
+@pytest.mark.parametrize("by_log", [True, False])
+def test_rows_that_are_too_old_to_be_kept_are_there_in_the_past(monkeypatch, by_log):
+    monkeypatch.setattr("glass.history.MAX_ROWS", 3)
+    history = History()
+    history.renew(Schema({"t": Table("t", ["id"], ["id"])}), {}, "a beginning")
+    for n in range(1, 6):
+        kept = [str(id) for id in range(max(1, n - 2), n + 1)]
+        if by_log:
+            history.add(Commit(n, "", [Written("insert", "t", {"id": str(n)})]))
+        else:
+            history.sample({"t": {(id,): {"id": id} for id in kept}})
+        assert sorted(key for (key,) in history.state["t"]) == kept
+    ids = [sorted(key for (key,) in history.at(n)[1].get("t", {})) for n in range(1, 7)]
+    assert ids == [[], ["1"], ["1", "2"], ["1", "2", "3"], ["2", "3", "4"], ["3", "4", "5"]]
+    told = [[event.text for event in line.events] for line in view(history).lines]
+    assert told[1:] == [[f"t, insert: id {n}"] for n in range(1, 6)]
+    assert view(history).note.startswith("only the newest rows of t are here")
 
 
 def test_the_terminal_shows_the_same(six, history):
@@ -380,11 +432,16 @@ def test_a_server_that_crashes_is_followed_again(request, monkeypatch, level):
         wait_until(lambda: counts(history) == {"queued": 1}, "the row is seen")
         with own.alone():
             own.stop(signal.SIGQUIT)
-            wait_until(lambda: history.note.startswith("no connection"), "it says so")
+            wait_until(lambda: not view(history).connected, "it says so")
             own.start()
         execute(db, "insert into tasks (name, input) values ('y', '1')")
         wait_until(lambda: counts(history) == {"queued": 2}, "it goes on")
-        assert history.note == ""
+        assert (history.note, view(history).connected) == ("", True)
+        notes = [moment.note for moment in history.moments if moment.note]
+        assert notes == [
+            "there are no rows yet",
+            "the connection was lost, and this is a new beginning",
+        ]
 
 
 @pytest.mark.parametrize(

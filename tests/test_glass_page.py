@@ -129,6 +129,7 @@ def test_who_is_refused(door):
         (400, {"path": "/view?at=x"}),
         (400, {"path": "/view?at=1&steps=x"}),
         (400, {"path": "/value"}),
+        (400, {"path": f"/value?at={'9' * 5000}"}),
         (404, {"path": "/static/../page.py"}),
         (404, {"path": "/static/%2e%2e/page.py"}),
         (303, {"path": f"/?token={door.token}", "Cookie": None}),
@@ -208,7 +209,8 @@ def test_what_the_buttons_do_to_a_worker(three, buttons):
 def test_verbs_for_a_task():
     verbs = [Control(path, "x", "", History()).verbs for path in lessons()]
     assert (verbs[3], verbs[6], sorted(verbs[7])) == ([], ["retry"], ["cancel", "replay", "retry"])
-    assert Control(find("06"), "x", "", History()).names[:2] == ["fulfil", "reserve"]
+    names = Control(find("06"), "x", "", History()).names
+    assert (names["fulfil"], names["reserve"]) == ("order: Order", "order: Order")
 
 
 def test_a_crash_by_button(own_server):
@@ -358,6 +360,16 @@ def test_a_kill_by_button_is_followed_and_the_past_can_be_seen(buttons, chromium
         shown.keyboard.press("Escape")
         card(shown, "running", 1).get_by_text("attempt 2").wait_for()
         assert shown.locator(".live").count() == 1
+
+
+def test_a_page_that_nobody_answers_is_not_called_live(postgres, chromium):  # noqa: ARG001
+    with chromium.new_page() as shown:
+        with environment(LESSON_SCHEMA=f"test_{os.getpid()}_none"), page(find("03")) as opened:
+            shown.set_default_timeout(within(30_000))
+            shown.goto(opened.url)
+            shown.get_by_text("● live").wait_for()
+        shown.get_by_text("○ not connected").wait_for()
+        assert shown.locator(".live").count() == 0
 
 
 def test_markup_is_text(postgres, chromium):  # noqa: ARG001

@@ -13,6 +13,7 @@ function Page() {
   const [place, setPlace] = useState(null); // a moment, and so many steps on from it; null: now
   const [task, setTask] = useState(null);
   const [said, setSaid] = useState("");
+  const [lost, setLost] = useState(false); // nobody answers
   const go = (number) => setPlace(view && number >= view.length ? null : { moment: number, steps: 0 });
   const step = (way) => setPlace((place) => (place ? { ...place, steps: place.steps + way } : way < 0 ? { moment: view.moment, steps: way } : null));
 
@@ -22,15 +23,16 @@ function Page() {
       const asked = new AbortController(); // an answer that comes too late is not wanted
       const show = (seen) => {
         setView(seen);
+        setLost(false);
         const there = seen.live ? null : place.steps ? { moment: seen.moment, steps: 0 } : place;
         setPlace((now) => (now === place ? there : now)); // a key may have been pressed since
       };
-      fetch(`/view?at=${place.moment}&steps=${place.steps}&${about}`, { signal: asked.signal }).then((answer) => answer.json()).then(show, () => {});
+      fetch(`/view?at=${place.moment}&steps=${place.steps}&${about}`, { signal: asked.signal }).then((answer) => answer.json()).then(show).catch(() => asked.signal.aborted || setLost(true));
       return () => asked.abort();
     }
     const events = new EventSource(`/live?${about}`);
-    events.onmessage = (event) => { setView(JSON.parse(event.data)); setSaid((said) => (said === LOST ? "" : said)); };
-    events.onerror = () => setSaid(LOST);
+    events.onmessage = (event) => { setView(JSON.parse(event.data)); setLost(false); };
+    events.onerror = () => setLost(true);
     return () => events.close();
   }, [place, task]);
 
@@ -49,8 +51,8 @@ function Page() {
 
   const act = async (order) => {
     setSaid("…");
-    const answer = await fetch("/do", { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(order) });
-    setSaid(await answer.text());
+    const asked = fetch("/do", { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(order) });
+    setSaid(await asked.then((answer) => answer.text()).catch(() => "no answer"));
   };
 
   if (!view) return html`<p class="hint">looking…</p>`;
@@ -58,11 +60,12 @@ function Page() {
   return html`
     <header>
       <h1>${view.title}</h1>
-      ${view.live ? html`<span class="live">● live</span>` : html`<button class="past" onClick=${() => setPlace(null)}>◀ the past: back to now (Esc)</button>`}
+      ${view.live ? lost || !view.connected ? html`<span class="hint">○ not connected</span>` : html`<span class="live">● live</span>` : html`<button class="past" onClick=${() => setPlace(null)}>◀ the past: back to now (Esc)</button>`}
       ${view.limits.map((limit) => html`<span class="tag">queue ${limit.queue}: ${limit.running} of ${limit.most} running</span>`)}
       ${view.sampled && html`<span class="warning" title=${view.sampled}>what lasts less than 0.2 s is not seen: ${view.sampled}</span>`}
       ${view.note && html`<span class="warning">${view.note}</span>`}
-      ${buttons && html`<${Control} names=${buttons.names} act=${act} />`}
+      ${lost && html`<span class="warning">no answer: is make watch still running?</span>`}
+      ${buttons && html`<${Control} names=${buttons.names} crash=${buttons.crash} act=${act} />`}
       <output title=${said}>${said}</output>
     </header>
     <main class=${view.live ? "" : "past"}>
@@ -83,22 +86,20 @@ function Page() {
     <${Story} view=${view} go=${go} step=${step} choose=${setTask} />`;
 }
 
-const LOST = "no answer: is make watch still running?";
-
-function Control({ names, act }) {
-  const [name, setName] = useState(names[0] ?? "");
-  const [input, setInput] = useState("null");
+function Control({ names, crash, act }) {
+  const [name, setName] = useState(Object.keys(names)[0] ?? "");
+  const [input, setInput] = useState("");
   const enqueue = (event) => {
     event.preventDefault();
-    act({ do: "enqueue", name, input });
+    act({ do: "enqueue", name, input: input || "null" });
   };
   return html`<form onSubmit=${enqueue}>
     <input aria-label="task" list="names" value=${name} onInput=${(event) => setName(event.target.value)} />
-    <datalist id="names">${names.map((name) => html`<option value=${name} />`)}</datalist>
-    <input aria-label="input, JSON" value=${input} onInput=${(event) => setInput(event.target.value)} />
+    <datalist id="names">${Object.keys(names).map((name) => html`<option value=${name} />`)}</datalist>
+    <input aria-label="input, JSON" placeholder=${names[name] || "null"} title="${names[name] ?? ""}, as JSON" value=${input} onInput=${(event) => setInput(event.target.value)} />
     <button>enqueue</button>
     <button type="button" onClick=${() => act({ do: "worker", lease: "4" })}>start a worker</button>
-    <button type="button" class="danger" onClick=${() => act({ do: "crash" })}>crash Postgres</button>
+    ${crash && html`<button type="button" class="danger" onClick=${() => act({ do: "crash" })}>crash Postgres</button>`}
   </form>`;
 }
 
