@@ -4,6 +4,7 @@ from datetime import UTC, date, datetime, timedelta, timezone
 
 import pytest
 
+from bench.growth import buffers, scans
 from shared.processes import working
 from shared.testing import task_row, wait_for_status
 from tests.helpers import (
@@ -261,3 +262,33 @@ def test_a_fork_wakes_when_the_old_task_does(lesson, db):
     due_now(db)
     assert ring(lesson, db) == 2
     assert [task_row(db, each).status for each in (id, fork)] == ["queued", "queued"]
+
+
+@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+def test_many_sleepers_cost_a_round_of_upkeep_few_pages(lesson, db, mode):
+    """The look, and the statement that completes what is due: nothing, here."""
+    execute(
+        db,
+        "with sleeper as (insert into tasks (name, input, status, attempt, awaits, wake_after)"
+        " select 'nothing', 'null', 'waiting', 1, '{1}', 1 from generate_series(1, 50000)"
+        " returning id)"
+        " insert into event_log (task_id, position, kind, name, input, due_at, attempt)"
+        " select id, 1, 'timer', 'sleep', '86400.0', now() + id * interval '1 s' + '1 day', 1"
+        " from sleeper",
+    )
+    execute(db, "vacuum analyze tasks, event_log")
+    with db.connect() as connection:
+        connection.execute(f"set plan_cache_mode = {mode}")
+        for name, types, values in [
+            ("look_for_chores", "(bigint)", "(1)"),
+            ("complete_due_entries", "(bigint, bigint)", "(1000, 0)"),
+        ]:
+            text = getattr(lesson.queries, name.upper()).replace("\\:", ":")
+            text = text.replace(":p1", "$1").replace(":p2", "$2")
+            connection.execute(f"prepare {name} {types} as {text}")
+            explain = "explain (analyze, buffers, format json) execute"
+            plan = connection.execute(f"{explain} {name} {values}").fetchone()[0][0]["Plan"]
+            big = [scan for scan in scans(plan) if scan.get("Relation Name") != "workers"]
+            assert "Seq Scan" not in {scan["Node Type"] for scan in big}, name
+            print(name, buffers(plan))
+            assert buffers(plan) <= 10, name

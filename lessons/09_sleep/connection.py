@@ -144,10 +144,16 @@ def keep_doing(
     pause: Callable[[], float],
     *,
     until: Event,
+    hint: Event | None = None,
 ) -> None:
-    """Again and again, with a pause of `pause()` seconds; after an error, with growing pauses."""
+    """Again and again, with a pause of `pause()` seconds; after an error, with growing pauses.
+
+    hint: ends a pause. Whoever sets `until` sets it afterwards.
+    """
     seconds, refused = pause(), pauses()
-    while not until.wait(seconds):
+    while not until.is_set():
+        if (hint or until).wait(seconds) and until.is_set():
+            return
         try:
             work(Querier(connection))
             seconds, refused = pause(), pauses()

@@ -39,16 +39,20 @@ class Again:
 Outcome = Succeeded | Failed | Again | Suspended
 
 
-def run_task(connection: sa.Connection, task: ClaimTasksRow, timing: Timing) -> None:
+def run_task(connection: sa.Connection, task: ClaimTasksRow, timing: Timing) -> bool:
+    """True: the task waits now, perhaps for a moment that the upkeep does not know of yet."""
     log.info("task %d, attempt %d: %s", task.id, task.attempt, task.name)
     fence = Fence(connection, task)
     try:
         try:
-            store(fence, outcome_of(fence, timing))
+            outcome = outcome_of(fence, timing)
+            store(fence, outcome)
+            return isinstance(outcome, Again | Suspended)
         except Hopeless as error:
             store(fence, Failed(describe(error)))
     except Interrupted as why:
         log.warning("%s: void", why)
+    return False
 
 
 def outcome_of(fence: Fence, timing: Timing) -> Outcome:

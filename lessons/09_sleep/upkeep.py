@@ -5,12 +5,13 @@ import math
 import random
 import time
 from collections.abc import Callable
+from threading import Event
 
 from connection import all_but_refused
 from db.queries import Querier
 from inputs import MAX_INT
 
-LEAST_SECONDS = 0.01  # what becomes due one after the other is done by the batch
+LEAST_SECONDS = 0.01  # between two looks: what is due one after the other is done together
 
 log = logging.getLogger("worker")
 Chore = Callable[[Querier], None]
@@ -47,12 +48,13 @@ class Upkeep:
     """What is due, one chore at a time: one that cannot be done does not stop the others.
 
     chores: by the name that LookForChores has for each. seconds: between two looks, at the most;
-    less if something will be due before.
+    less if something will be due before. hint: it may be due before the upkeep knows of it.
     """
 
     def __init__(self, chores: dict[str, Chore], seconds: float) -> None:
         self._chores = chores
         self._seconds = seconds
+        self.hint = Event()
         self._due: list[Chore] = []
         self._next = 0.0  # when something will be due, by the clock that measures pauses
 
@@ -62,6 +64,9 @@ class Upkeep:
             self._due.pop(0)(queries)
             return
         self._due = list(self._chores.values())  # a look that is refused must not end the upkeep
+        if self.hint.is_set():
+            time.sleep(LEAST_SECONDS)  # one look for many hints
+            self.hint.clear()  # before the look, which may miss what comes after it
         looked = time.monotonic()
         seconds = {row.chore: row.seconds for row in queries.look_for_chores(worker_id=worker_id)}
         self._due = [chore for name, chore in self._chores.items() if seconds.get(name, 1) <= 0]

@@ -68,6 +68,8 @@ class Worker:
         self._handed_over: SimpleQueue[ClaimTasksRow | None] = SimpleQueue()
         self._look_again = threading.Event()
         self._listener = Listener(db, queue, self._look_again.set, timing)
+        chores = {"bury": self.lease.bury_others, **CHORES, "give back": self._give_back}
+        self._upkeep = Upkeep(chores, timing.upkeep)
         self._broken: BaseException | None = None
 
     def stop(self) -> None:
@@ -100,6 +102,7 @@ class Worker:
             self._drain()
         finally:
             self._drained.set()
+            self._upkeep.hint.set()
             for _ in range(self.slots):
                 self._handed_over.put(None)
         # Not for a thread that is still in a task: Python cannot stop it, only the process can end.
@@ -197,7 +200,8 @@ class Worker:
             self._look_again.set()
             while task := self._handed_over.get():
                 try:
-                    run_task(connection, task, self.timing)
+                    if run_task(connection, task, self.timing):
+                        self._upkeep.hint.set()
                 finally:
                     self._running.discard((task.id, task.attempt))
                     self._look_again.set()
@@ -212,15 +216,14 @@ class Worker:
             keep_doing(self.lease.renew, connection, lambda: pause, until=self._drained)
 
     def _keep_up(self, connection: sa.Connection) -> None:
-        chores = {"bury": self.lease.bury_others, **CHORES, "give back": self._give_back}
-        upkeep = Upkeep(chores, self.timing.upkeep)
+        upkeep = self._upkeep
 
         def work(queries: Querier) -> None:
             self._listener.probe(queries)
             upkeep.next(queries, self.lease.worker_id)
 
         with connection:
-            keep_doing(work, connection, upkeep.pause, until=self._drained)
+            keep_doing(work, connection, upkeep.pause, until=self._drained, hint=upkeep.hint)
 
     def _give_back(self, queries: Querier) -> None:
         self.lease.give_back(queries, self._running.copy(), self.lease.duration)
