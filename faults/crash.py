@@ -30,7 +30,7 @@ from rich.text import Text
 from faults import lesson_with_worker, witness, workloads
 from faults.nursery import Nursery, is_alive
 from faults.proxy import Proxy, statement_name
-from faults.stepper import Stepper
+from faults.stepper import ANSWERS, Stepper, When
 from shared.database import Database
 from shared.lessons import LESSONS, number
 from shared.outside import Outside
@@ -40,11 +40,9 @@ from shared.story import console, say, scene
 from shared.testing import load, scratch_database
 from shared.verbs import PATIENCE
 
-When = Literal["before", "after"]
 Fault = Literal["kill", "stop"]
 PROBE = ("SendHint",)  # changes nothing, and comes whenever it is time for it
 Ask = Callable[[int], When | None]  # the number of a commit, and when to kill: None: not at all
-ANSWERS: dict[str, When | None] = {"": None, "b": "before", "a": "after"}
 
 
 @dataclass(frozen=True)

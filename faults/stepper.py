@@ -6,6 +6,7 @@ The question is a row in the lesson's schema: so the glass box shows it, and its
 import select
 import sys
 from io import FileIO
+from typing import Literal
 
 import click
 from rich.text import Text
@@ -14,6 +15,7 @@ from faults import witness
 from shared.database import Database
 from shared.story import console, say
 
+When = Literal["before", "after"]
 TABLE = """
 create table stepper (
     number    int primary key,  -- of the commit
@@ -23,7 +25,8 @@ create table stepper (
     asks      int not null      -- the stepper's session: without it nobody is held any more
 )
 """
-ANSWERS = ("", "b", "a")  # it goes through; the worker is killed before it; after it
+# When the worker is killed; None: not at all, the commit goes through.
+ANSWERS: dict[str, When | None] = {"": None, "b": "before", "a": "after"}
 
 
 class Stepper:

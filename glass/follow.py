@@ -77,7 +77,7 @@ class Follower:
                     loop(connection)
             except psycopg.Error as error:
                 if loop == self._commits:
-                    self.history.say(f"no connection: {first_line(error)}")
+                    self.history.say(f"no connection: {first_line(error)}", connected=False)
                 self._stopped.wait(0.3)
 
     def _connect(self) -> Connection:

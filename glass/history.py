@@ -80,6 +80,7 @@ class History:
         self.forgotten = 0  # moments that are too long ago; their numbers are not used again
         self.activity = Activity()
         self.note = "looking for the tables"
+        self.connected = True
         self.sampled = ""  # why not every change is seen
         self.cut = set[str]()  # tables of which the oldest rows are not here
         self.version = 0  # grows with every change
@@ -88,10 +89,10 @@ class History:
     def length(self) -> int:
         return self.forgotten + len(self.moments)
 
-    def say(self, note: str) -> None:
+    def say(self, note: str, *, connected: bool = True) -> None:
         with self.lock:
-            if note != self.note:
-                self.note = note
+            if (note, connected) != (self.note, self.connected):
+                self.note, self.connected = note, connected
                 self.version += 1
 
     def renew(self, schema: Schema, state: State, note: str) -> None:

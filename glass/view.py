@@ -142,8 +142,7 @@ def view(history: History, moment: int | None = None, task: str | None = None) -
         lines = [line(at - len(past) + n, one) for n, one in enumerate(past, 1)]
         ahead = [line(at + n, one) for n, one in enumerate(history.moments[index : index + 8], 1)]
         activity = history.activity
-        note = history.note
-        connected = not note.startswith("no connection")
+        note, connected = history.note, history.connected
         if history.cut:
             note = f"only the newest rows of {', '.join(sorted(history.cut))} are here. {note}"
         if schema.keyless:

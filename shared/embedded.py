@@ -33,7 +33,7 @@ from shared.postgres import INSTEAD, PostgresUnavailable
 CHECKOUT = Path(__file__).resolve().parents[1]
 # wal_level: `make watch` reads the log. The log that a watcher who stands still keeps has an end.
 SETTINGS = [
-    *("-c", "max_connections=200", "-c", "max_wal_size=256MB", "-c", "timezone=UTC"),
+    *("-c", "max_connections=300", "-c", "max_wal_size=256MB", "-c", "timezone=UTC"),
     *("-c", "wal_level=logical", "-c", "max_slot_wal_keep_size=1GB"),
 ]
 _children: list["subprocess.Popen[Any]"] = []  # servers that this process started

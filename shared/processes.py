@@ -115,9 +115,10 @@ def working(worker: Any) -> Iterator[None]:
     finally:
         worker.stop()
         thread.join(timeout=within(30))
-    assert not thread.is_alive(), "the worker did not stop"
     if errors:
         raise errors[0]
+    if thread.is_alive():
+        raise TimeoutError(f"after {within(30):g} s still not true: the worker has stopped")
 
 
 def within(seconds: float) -> float:

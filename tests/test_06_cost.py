@@ -87,7 +87,7 @@ def test_as_completed_looks_once_at_what_has_ended(lesson, db, monkeypatch):
 
 
 def test_thousands_of_waiting_tasks_hold_no_slot_and_no_memory(lesson, db):
-    tasks = WAITING if lesson.path == lessons()[-1] else WAITING // 5
+    tasks = WAITING if lesson.path == lessons()[-1] else WAITING // 20
     enqueue_all(lesson, db, "wait_for_a_nap", [0] * tasks, queue="parents")
     started = time.monotonic()
     options = ("--queue", "parents", "--slots", "4")

@@ -99,7 +99,7 @@ def test_an_open_transaction_that_has_enqueued_keeps_nobody_from_notifying(lesso
         rests(db, worker)
         with db.engine.begin() as a, db.engine.begin() as b:
             open_ids = [lesson.tasks.enqueue(c, "nothing", None) for c in (a, b)]
-            wait_for_status(db, enqueue(lesson, db), "succeeded")
+            wait_for_status(db, enqueue(lesson, db), "succeeded", seconds=10)
         for id in open_ids:
             wait_for_status(db, id, "succeeded")
 

@@ -36,7 +36,7 @@ def test_a_client_gets_what_the_task_returns(lesson, db):
     client.start()
     wait_until(lambda: task_row(db, id).watched, "somebody waits")
     with working(lesson.worker.Worker(db, "w")):
-        client.join(timeout=within(20))
+        client.join(timeout=within(10))
     assert got == [2]
     assert result(lesson, db, id) == 2, "it has ended already"
 
@@ -133,7 +133,7 @@ def test_an_end_that_holds_the_row_when_the_client_comes(lesson, db):
         )
         wait_until(lambda: execute(db, looks), "the client has looked")
         ending.commit()
-    client.join(timeout=within(20))
+    client.join(timeout=within(10))
     assert got == [7]
 
 

@@ -12,8 +12,9 @@ import psycopg
 import pytest
 
 from faults import report, witness, workloads
-from faults.crash import ANSWERS, crash_test, every_point, tell_steps
+from faults.crash import crash_test, every_point, tell_steps
 from faults.proxy import Proxy, writes
+from faults.stepper import ANSWERS
 from shared.lessons import find, number
 
 FIRST, QUEUE, LOG, CHILDREN, LAST = map(find, ("01", "03", "04", "06", None))
