@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from shared.testing import task_row, wait_for_status, working
+from shared.testing import wait_for_status, working
 
 MONTH = timedelta(days=30)
 WAITS = {
@@ -72,4 +72,28 @@ def test_2_the_deadline_of_a_loop_holds_until_its_end(lesson, db):
     ((is_open, error),) = timers(db, id)
     assert not is_open
     assert error["type"] == "WaitTimeout"
-    assert task_row(db, id).completions == 2
+    assert row.completions == 2
+
+
+def test_2_a_failure_that_is_retried_is_waited_for_again(lesson, db):
+    tries = []
+
+    @lesson.tasks.task
+    def works_later(_):
+        tries.append(1)
+        if len(tries) == 1:
+            raise lesson.tasks.NonRetryableError("not yet")
+
+    @lesson.context.durable
+    def waits_for_it(ctx, _):
+        return ctx.gather(ctx.spawn(works_later, None), timeout=MONTH)
+
+    with db.autocommit.connect() as connection:
+        id = lesson.tasks.enqueue(connection, "waits_for_it", None)
+    with working(lesson.worker.Worker(db, "w")):
+        wait_for_status(db, id, "failed")
+        with db.engine.begin() as connection:
+            lesson.control.retry(connection, id)
+        row = wait_for_status(db, id, "succeeded", "failed", seconds=10)
+    assert (row.status, row.output) == ("succeeded", [None]), row.error
+    assert timers(db, id) == [(False, None)]
