@@ -304,6 +304,16 @@ def rests(db, worker):
     wait_until(lambda: len(execute(db, looks, 3 * worker.timing.poll)), "it rests")
 
 
+def due_chores(queue, worker_id=0):
+    """The chores that have something to do now. From lesson 09 on, a look names later ones too."""
+    found = list(queue.look_for_chores(worker_id=worker_id))
+    return sorted(
+        look if isinstance(look, str) else look.chore
+        for look in found
+        if isinstance(look, str) or look.seconds <= 0
+    )
+
+
 def by_hand(lesson, db, name, id):
     """cancel, retry or replay, in a transaction of its own. Raises BadInput."""
     with db.engine.begin() as connection:
@@ -385,7 +395,9 @@ def spawn(queue, task, position=1):
 
 def suspend(queue, id):
     """Attempt 1 waits for its child at position 1, and knows of no end yet; 1 if it may."""
-    return queue.suspend_task(id=id, attempt=1, completions=0, awaits=[1], wake_after=1)
+    known = signature(queue.suspend_task).parameters
+    later = {"deadline": None} if "deadline" in known else {}
+    return queue.suspend_task(id=id, attempt=1, completions=0, awaits=[1], wake_after=1, **later)
 
 
 class Killed(BaseException):

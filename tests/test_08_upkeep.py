@@ -13,6 +13,7 @@ from tests.helpers import (
     MINUTE,
     by_hand,
     claim,
+    due_chores,
     enqueue,
     execute,
     hurry,
@@ -25,7 +26,7 @@ from tests.helpers import (
 
 def due(lesson, db, worker_id=0):
     with queries(lesson, db) as queue:
-        return sorted(queue.look_for_chores(worker_id=worker_id))
+        return due_chores(queue, worker_id)
 
 
 def test_nothing_is_due(lesson, db):
