@@ -1,7 +1,7 @@
 """Lesson 03: random calls of the queries, compared with a small model in memory."""
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -16,7 +16,7 @@ from hypothesis.stateful import (
 )
 from psycopg import sql
 
-from tests.helpers import ALL, claim_tasks, revive
+from tests.helpers import ALL, claim_tasks, due_chores, revive
 from tests.model import LIVE, TERMINAL, profile
 
 RUNS = st.tuples(  # a task in one of these statuses, and how many attempts ago
@@ -33,7 +33,7 @@ class Task:
     priority: int
     max_attempts: int
     timeout: int | None
-    run_at: int
+    run_at: int | None
     status: str
     attempt: int = 0
     uncounted: int = 0
@@ -41,6 +41,20 @@ class Task:
     started_at: int = 0
     output: Any = None
     error: str | None = None
+    opened: list[int] = field(default_factory=list)  # its timers: the attempts that opened them
+    due: dict[int, int] = field(default_factory=dict)  # when those ring that are still to ring
+    completions: int = 0
+    awaits: list[int] = field(default_factory=list)
+    wake_after: int = 0
+    deadline: int | None = None
+
+    def ring(self, position: int) -> None:
+        del self.due[position]
+        self.completions += 1
+        self.wake_after -= position in self.awaits
+        over = position in self.awaits and self.wake_after == 0
+        if self.status == "waiting" and (over or position == self.deadline):
+            self.status = "queued"
 
     @property
     def row(self) -> tuple[Any, ...]:
@@ -66,6 +80,7 @@ class Queue(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.queue = self.world.queue
+        self.sleeps = hasattr(self.queue, "open_timer")
         self.now = 0
         self.tasks: dict[int, Task] = {}
         self.keys: dict[tuple[str, str], tuple[int, int]] = {}  # its task, and that one's input
@@ -230,7 +245,71 @@ class Queue(RuleBasedStateMachine):
             task.status = {"succeed": "succeeded", "fail": "failed", "retry": "waiting"}[how]
             task.output = 1 if how == "succeed" else None
             task.error = "X"
-            task.run_at = self.now + delay
+            task.run_at, task.awaits, task.deadline = self.now + delay, [], None
+
+    # From lesson 09 on
+
+    @precondition(lambda self: self.tasks and self.sleeps)
+    @rule(data=st.data(), run=RUNS, duration=st.integers(0, 3))
+    def open_timer(self, data, run, duration):
+        statuses, age = run
+        id, task = self.some(data, *statuses)
+        opened = self.queue.open_timer(
+            id=id,
+            attempt=task.attempt - age,
+            position=len(task.opened) + 1,
+            name="sleep",
+            input="0",
+            moment=None,
+            duration=hours(duration),
+        )
+        assert opened == (task.status == "running" and age == 0)
+        if opened:
+            task.opened.append(task.attempt)
+            task.due[len(task.opened)] = self.now + duration
+
+    @precondition(lambda self: any(task.due for task in self.tasks.values()))
+    @rule(data=st.data(), run=RUNS, news=st.sampled_from([0, 0, 0, 1]))
+    def suspend(self, data, run, news):
+        """news: entries that were completed, and that the run does not know of."""
+        statuses, age = run
+        id, task = self.some(data, *statuses)
+        if not task.due:
+            return
+        deadline = data.draw(st.none() | st.sampled_from(sorted(task.due)))
+        awaits = [position for position in task.due if position != deadline]
+        if not awaits:
+            deadline, awaits = None, [*task.due]
+        wake_after = data.draw(st.integers(1, len(awaits)))
+        suspended = self.queue.suspend_task(
+            id=id,
+            attempt=task.attempt - age,
+            completions=task.completions - news,
+            awaits=awaits,
+            wake_after=wake_after,
+            deadline=deadline,
+        )
+        assert suspended == (task.status == "running" and age == news == 0)
+        if suspended:
+            task.status, task.run_at, task.uncounted = "waiting", None, task.attempt
+            task.awaits, task.wake_after, task.deadline = awaits, wake_after, deadline
+
+    @precondition(lambda self: self.sleeps)
+    @rule(data=st.data())
+    def ring(self, data):
+        """Of each task, the first entry that is due."""
+        first = {
+            id: min(task.due, key=lambda position, task=task: (task.due[position], position))
+            for id, task in self.tasks.items()
+            if any(due <= self.now for due in task.due.values())
+        }
+        assert ("complete" in due_chores(self.queue)) == bool(first)
+        with self.locked(data, "tasks", self.tasks) as passed_over:
+            rung = {row.task_id: row.position for row in self.queue.complete_due_entries(**ALL)}
+        first.pop(passed_over, None)
+        assert rung == first
+        for id, position in rung.items():
+            self.tasks[id].ring(position)
 
     @rule(worker=WORKERS, lease=st.integers(1, 3))
     def heartbeat(self, worker, lease):
@@ -255,7 +334,10 @@ class Queue(RuleBasedStateMachine):
         due = [
             task
             for id, task in self.tasks.items()
-            if task.status == "waiting" and task.run_at <= self.now and id != passed_over
+            if task.status == "waiting"
+            and task.run_at is not None
+            and task.run_at <= self.now
+            and id != passed_over
         ]
         assert woken == len(due)
         for task in due:
@@ -282,6 +364,8 @@ class Queue(RuleBasedStateMachine):
                 and (timed_out or task.worker not in self.alive)
                 and id != passed_over
             ):
+                if task.worker not in self.alive and task.attempt in task.opened:
+                    task.uncounted = task.attempt
                 task.status = (
                     "queued" if task.attempt - task.uncounted < task.max_attempts else "failed"
                 )
@@ -319,6 +403,8 @@ class Queue(RuleBasedStateMachine):
         self.world.look.execute(
             "update workers set alive_until = alive_until - %s", (hours(passed),)
         )
+        if self.sleeps:
+            self.world.look.execute("update event_log set due_at = due_at - %s", (hours(passed),))
 
     # What people do, from lesson 05 and 06 on
 
@@ -348,6 +434,10 @@ class Queue(RuleBasedStateMachine):
         if replayed:
             task.status, task.output, self.by_hand = "queued", None, id
             task.uncounted = task.attempt
+            if self.sleeps:
+                self.queue.delete_log(task_id=id)
+                task.opened, task.due, task.completions, task.awaits = [], {}, 0, []
+                task.deadline = None
 
     # What holds after each rule
 
@@ -366,6 +456,16 @@ class Queue(RuleBasedStateMachine):
             assert attempt - its_attempt in (0, 1), "an attempt is skipped or comes again"
             self.seen[id] = (status, attempt)
         self.by_hand = None
+
+    @precondition(lambda self: self.sleeps)
+    @invariant()
+    def timers_as_in_the_model(self):
+        rows = self.world.look.execute(
+            "select id, completions, array(select position from event_log"
+            " where task_id = id and completion is null order by position) from tasks"
+        ).fetchall()
+        expected = {id: (task.completions, sorted(task.due)) for id, task in self.tasks.items()}
+        assert {id: tuple(row) for id, *row in rows} == expected
 
 
 def test_the_queue_does_what_the_model_does(world):
