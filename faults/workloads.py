@@ -3,7 +3,9 @@
 Expected is what it comes to when nothing goes wrong; it must come to the same when something does.
 """
 
+import time
 from dataclasses import dataclass, field
+from datetime import timedelta
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -135,6 +137,47 @@ def register_durable(engine: Any, outside: Outside, note: Any, lost_for_good: An
             got.append(error.type)
         got.append(ctx.run(journey, 2))
         return ctx.step(come_home, got)
+
+
+def register_sleepers(modules: SimpleNamespace) -> None:
+    """Register what chaos adds from lesson 09 on: tasks that sleep, or wait for so long only."""
+    engine = engine_of(modules)
+    if not hasattr(engine, "Timers"):
+        return
+
+    @engine.task
+    def doze(seconds: float) -> None:
+        """In a slot."""
+        time.sleep(seconds)
+
+    def tell(key: str, what: str) -> str:  # noqa: ARG001
+        return what
+
+    @engine.durable
+    def slumber(ctx: Any, seconds: float) -> str:
+        ctx.sleep(timedelta(seconds=seconds))
+        return ctx.step(tell, "awake")
+
+    @engine.durable
+    def impatient(ctx: Any, seconds: list[float]) -> str:
+        """What it does next says whether the child was first, or the clock."""
+        child = ctx.spawn(doze, seconds[0], max_attempts=1000)
+        try:
+            ctx.result(child, timeout=timedelta(seconds=seconds[1]))
+            ctx.step(tell, "the child was first")
+        except engine.WaitTimeout:
+            ctx.step(tell, "the clock was first")
+        ctx.result(child)
+        return "both"
+
+    @engine.durable
+    def alarmed(ctx: Any, seconds: list[float]) -> str:
+        """The same with a timer that goes on: both come, in the order that was recorded."""
+        child = ctx.spawn(doze, seconds[0], max_attempts=1000)
+        alarm = ctx.timer(timedelta(seconds=seconds[1]))
+        for one in ctx.as_completed(child, alarm):
+            ctx.step(tell, "the child" if one == child else "the clock")
+        return "both"
 
 
 JOURNEY: Log = [("step", "pack"), ("step", "pay"), ("step", "break_down"), ("step", "arrive")]
