@@ -4,6 +4,7 @@ Expected is what it comes to when nothing goes wrong; it must come to the same w
 """
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import ModuleType, SimpleNamespace
@@ -22,9 +23,11 @@ TASKS = {
     "journey": "durable: the steps pack; pay, which fails once on purpose and is tried again; "
     "break_down, which fails for good and is caught; arrive",
     "tour": "durable: the step set_out; two children note side by side; a child "
-    "lost_for_good, whose failure is caught; a child journey; the step come_home",
+    "lost_for_good, whose failure is caught; a child journey; from lesson 09 on a timer, for which "
+    "it first waits in vain; the step come_home",
 }
 Log = list[tuple[str, str]]  # kind and name of each entry
+NAP = 0.1  # seconds: longer than it takes from a timer's commit to that of the suspension
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,11 @@ def register_durable(engine: Any, outside: Outside, note: Any, lost_for_good: An
         except engine.ChildError as error:
             got.append(error.type)
         got.append(ctx.run(journey, 2))
+        if hasattr(ctx, "timer"):
+            alarm = ctx.timer(timedelta(seconds=2 * NAP))
+            with suppress(engine.WaitTimeout):
+                ctx.result(alarm, timeout=timedelta(seconds=NAP))
+            ctx.result(alarm)
         return ctx.step(come_home, got)
 
 
@@ -187,8 +195,9 @@ TOUR: Log = [
     ("child", "note"),
     ("child", "lost_for_good"),
     ("child", "journey"),
-    ("step", "come_home"),
 ]
+TIMERS: Log = [("timer", "sleep"), ("timer", "timeout")]
+HOME: Log = [("step", "come_home")]
 
 
 def journeyed(n: int) -> list[Any]:
@@ -218,7 +227,8 @@ def enqueue(engine: Any, number: int, connection: sa.Connection) -> dict[int, Ex
         expected[id] = Expected("journey", "succeeded", journeyed(1), JOURNEY)
     else:
         home = ["set_out", 10, 11, "NonRetryableError", journeyed(2)]
-        expected[add(connection, "tour", None)] = Expected("tour", "succeeded", home, TOUR)
+        log = [*TOUR, *(TIMERS if number >= 9 else []), *HOME]
+        expected[add(connection, "tour", None)] = Expected("tour", "succeeded", home, log)
     return expected
 
 

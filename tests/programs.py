@@ -41,8 +41,8 @@ def nested(operations: Any, timed: bool) -> Any:
         | st.tuples(st.sampled_from(["gather", "race"]), st.lists(program, min_size=2, max_size=3))
         | st.tuples(st.just("around"), program, program)
     )
-    patient = st.tuples(st.sampled_from(["patient", "alarm"]), program, st.integers(0, 2))
-    return found | patient if timed else found
+    patient = st.tuples(st.sampled_from(["patient", "alarm"]), program, st.integers(0, 1))
+    return found | patient | patient if timed else found
 
 
 def all_programs(timed: bool) -> Any:

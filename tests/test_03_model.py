@@ -250,48 +250,45 @@ class Queue(RuleBasedStateMachine):
     # From lesson 09 on
 
     @precondition(lambda self: self.tasks and self.sleeps)
-    @rule(data=st.data(), run=RUNS, duration=st.integers(0, 3))
-    def open_timer(self, data, run, duration):
+    @rule(
+        data=st.data(),
+        run=RUNS,
+        durations=st.lists(st.integers(0, 2), min_size=1, max_size=3),
+        news=st.sampled_from([0, 0, 0, 1]),
+    )
+    def sleep(self, data, run, durations, news):
+        """Timers, and then a wait. news: completions that the run does not know of."""
         statuses, age = run
         id, task = self.some(data, *statuses)
-        opened = self.queue.open_timer(
-            id=id,
-            attempt=task.attempt - age,
-            position=len(task.opened) + 1,
-            name="sleep",
-            input="0",
-            moment=None,
-            duration=hours(duration),
-        )
-        assert opened == (task.status == "running" and age == 0)
-        if opened:
-            task.opened.append(task.attempt)
-            task.due[len(task.opened)] = self.now + duration
-
-    @precondition(lambda self: any(task.due for task in self.tasks.values()))
-    @rule(data=st.data(), run=RUNS, news=st.sampled_from([0, 0, 0, 1]))
-    def suspend(self, data, run, news):
-        """news: entries that were completed, and that the run does not know of."""
-        statuses, age = run
-        id, task = self.some(data, *statuses)
-        if not task.due:
-            return
-        deadline = data.draw(st.none() | st.sampled_from(sorted(task.due)))
-        awaits = [position for position in task.due if position != deadline]
-        if not awaits:
-            deadline, awaits = None, [*task.due]
+        attempt, mine = task.attempt - age, task.status == "running" and age == 0
+        for duration in durations:
+            opened = self.queue.open_timer(
+                id=id,
+                attempt=attempt,
+                position=len(task.opened) + 1,
+                name="sleep",
+                input="0",
+                moment=None,
+                duration=hours(duration),
+            )
+            assert opened == mine
+            if opened:
+                task.opened.append(attempt)
+                task.due[len(task.opened)] = self.now + duration
+        awaits = sorted(task.due) or [1]
+        deadline = awaits.pop() if len(awaits) > 1 and data.draw(st.booleans()) else None
         wake_after = data.draw(st.integers(1, len(awaits)))
         suspended = self.queue.suspend_task(
             id=id,
-            attempt=task.attempt - age,
+            attempt=attempt,
             completions=task.completions - news,
             awaits=awaits,
             wake_after=wake_after,
             deadline=deadline,
         )
-        assert suspended == (task.status == "running" and age == news == 0)
+        assert suspended == (mine and not news)
         if suspended:
-            task.status, task.run_at, task.uncounted = "waiting", None, task.attempt
+            task.status, task.run_at, task.uncounted = "waiting", None, attempt
             task.awaits, task.wake_after, task.deadline = awaits, wake_after, deadline
 
     @precondition(lambda self: self.sleeps)

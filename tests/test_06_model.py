@@ -239,6 +239,7 @@ class Durable(RuleBasedStateMachine):
                 " recorded_at = recorded_at - interval '1 day' where completion is null"
             )
             self.ring()
+            self.nothing_is_taken_back()
 
     def ring(self) -> None:
         """What is due; of each task one entry, and perhaps there are more."""
