@@ -68,6 +68,7 @@ def hours(number: int | None) -> timedelta | None:
 
 
 HOURS = st.none() | st.integers(0, 3)
+DURATIONS = st.lists(st.integers(0, 2), min_size=1, max_size=3)
 WORKERS = st.integers(0, 2)
 QUEUES = st.sampled_from(["default", "default", "other"])
 
@@ -81,7 +82,7 @@ class Queue(RuleBasedStateMachine):
         super().__init__()
         self.queue = self.world.queue
         self.sleeps = hasattr(self.queue, "open_timer")
-        self.now = 0
+        self.now = self.turn = 0
         self.tasks: dict[int, Task] = {}
         self.keys: dict[tuple[str, str], tuple[int, int]] = {}  # its task, and that one's input
         self.limits: dict[str, int] = {}
@@ -93,13 +94,17 @@ class Queue(RuleBasedStateMachine):
         self.world.look.execute("delete from queue_limits")
         self.workers = [self.register(4) for _ in range(3)]
 
-    @initialize(priorities=st.lists(st.integers(0, 2), min_size=2, max_size=5))
-    def begin(self, priorities):
+    @initialize(data=st.data(), priorities=st.lists(st.integers(0, 2), min_size=2, max_size=5))
+    def begin(self, data, priorities):
         for priority in priorities:
             id = self.world.lesson.tasks.enqueue(
                 self.world.connection, "nothing", None, priority=priority, max_attempts=2
             )
             self.tasks[id] = Task("nothing", "default", priority, 2, None, 0, "queued")
+        if self.sleeps:  # two sleep already
+            self.claim(data, 0, "default", 2)
+            for _ in range(2):
+                self.sleep(data, 0, data.draw(DURATIONS), 0)
 
     def register(self, lease: int) -> int:
         id = self.queue.register_worker(name="w", lease=hours(lease))
@@ -125,6 +130,14 @@ class Queue(RuleBasedStateMachine):
         ids = [id for id, task in self.tasks.items() if task.status in statuses]
         id = data.draw(st.sampled_from(ids or sorted(self.tasks)))
         return id, self.tasks[id]
+
+    @property
+    def people(self) -> bool:
+        """May somebody act by hand now? Not always: most of what is drawn would be that."""
+        return bool(self.tasks) and self.turn % 4 == 0
+
+    def any_task(self, condition: Any) -> bool:
+        return any(map(condition, self.tasks.values()))
 
     # What programs do
 
@@ -249,17 +262,16 @@ class Queue(RuleBasedStateMachine):
 
     # From lesson 09 on
 
-    @precondition(lambda self: self.tasks and self.sleeps)
+    @precondition(lambda self: self.sleeps and self.any_task(lambda task: task.status == "running"))
     @rule(
         data=st.data(),
-        run=RUNS,
-        durations=st.lists(st.integers(0, 2), min_size=1, max_size=3),
+        age=st.sampled_from([0, 0, 0, 0, 1, -1]),
+        durations=DURATIONS,
         news=st.sampled_from([0, 0, 0, 1]),
     )
-    def sleep(self, data, run, durations, news):
+    def sleep(self, data, age, durations, news):
         """Timers, and then a wait. news: completions that the run does not know of."""
-        statuses, age = run
-        id, task = self.some(data, *statuses)
+        id, task = self.some(data, "running")
         attempt, mine = task.attempt - age, task.status == "running" and age == 0
         for duration in durations:
             opened = self.queue.open_timer(
@@ -291,9 +303,7 @@ class Queue(RuleBasedStateMachine):
             task.status, task.run_at, task.uncounted = "waiting", None, attempt
             task.awaits, task.wake_after, task.deadline = awaits, wake_after, deadline
 
-    @precondition(lambda self: self.sleeps)
-    @rule(data=st.data())
-    def ring(self, data):
+    def ring(self, data: Any) -> None:
         """Of each task, the first entry that is due."""
         first = {
             id: min(task.due, key=lambda position, task=task: (task.due[position], position))
@@ -392,6 +402,15 @@ class Queue(RuleBasedStateMachine):
 
     @rule(passed=st.integers(1, 3))
     def time_passes(self, passed):
+        self.move_clock(passed)
+
+    @precondition(lambda self: self.sleeps)
+    @rule(data=st.data(), passed=st.integers(0, 2))
+    def time_passes_and_timers_ring(self, data, passed):
+        self.move_clock(passed)
+        self.ring(data)
+
+    def move_clock(self, passed: int) -> None:
         self.now += passed
         self.world.look.execute(
             "update tasks set run_at = run_at - %(passed)s, started_at = started_at - %(passed)s",
@@ -405,7 +424,7 @@ class Queue(RuleBasedStateMachine):
 
     # What people do, from lesson 05 and 06 on
 
-    @precondition(lambda self: self.tasks and hasattr(self.queue, "cancel_task"))
+    @precondition(lambda self: self.people and hasattr(self.queue, "cancel_task"))
     @rule(data=st.data())
     def cancel(self, data):
         id, task = self.some(data, *LIVE)
@@ -413,7 +432,7 @@ class Queue(RuleBasedStateMachine):
         if task.status in LIVE:
             task.status = "cancelled"
 
-    @precondition(lambda self: self.tasks and {"revive_task", "revive_tasks"} & {*dir(self.queue)})
+    @precondition(lambda self: self.people and {"revive_task", "revive_tasks"} & {*dir(self.queue)})
     @rule(data=st.data())
     def revive(self, data):
         id, task = self.some(data, "failed", "cancelled")
@@ -422,7 +441,7 @@ class Queue(RuleBasedStateMachine):
         if revived:
             task.status, self.by_hand = "queued", id
 
-    @precondition(lambda self: self.tasks and hasattr(self.queue, "replay_task"))
+    @precondition(lambda self: self.people and hasattr(self.queue, "replay_task"))
     @rule(data=st.data())
     def replay(self, data):
         id, task = self.some(data, *TERMINAL)
@@ -440,6 +459,7 @@ class Queue(RuleBasedStateMachine):
 
     @invariant()
     def as_in_the_model(self):
+        self.turn += 1
         rows = self.world.look.execute(
             "select id, status, attempt, worker_id, output,"
             " case when status = 'failed' then split_part(error, ':', 1) end from tasks"
