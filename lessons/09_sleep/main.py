@@ -71,7 +71,7 @@ def many_asleep(db: Database) -> None:
         wait_until(lambda: status(db, receipt) == "succeeded", "the receipt is sent")
         asleep = count(db, "waiting")
         say(f"{asleep} orders sleep, and a receipt has been sent")
-        check(asleep > 2, "who sleeps holds no slot")
+        check(asleep > 2, "a sleeper holds no slot")
         wait_until(lambda: count(db, "succeeded") == SLEEPERS + 1, "all have woken")
     late = milliseconds_late(db)
     say(f"from the recorded moment to the next run: {statistics.median(late):.0f} ms in the median")
