@@ -714,7 +714,7 @@ select name, cron, timezone, missed, cast(next_at as timestamptz) as next_at,
 from schedules
 where next_at <= (select clock_timestamp())
 order by next_at
-limit sqlc.arg(at_most) offset sqlc.arg(skip);
+limit 1000;
 
 -- name: StartTicks :execrows
 -- A task for each tick, and which tick is next: one statement, so both are committed, or neither.

@@ -10,8 +10,9 @@ from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
 from cronsim import CronSim, CronSimError
+from sqlalchemy.exc import DBAPIError
 
-from connection import all_but_refused
+from connection import complain, unreachable
 from db.queries import ListDueSchedulesRow, Querier
 from inputs import BadInput, Json, describe, to_json
 from tasks import TaskOptions, check_options, check_task
@@ -117,7 +118,7 @@ def next_tick(cron: object, timezone: object, after: datetime) -> datetime:
         )
     try:
         ticks = CronSim(cron, after.astimezone(ZoneInfo(timezone)))
-        # In an hour that comes twice, CronSim may begin with a tick of the first pass, which is past.
+        # In an hour that comes twice, CronSim may begin with a tick of the first pass: it is past.
         return next(at for tick in ticks if (at := tick.astimezone(UTC)) > after)
     except CronSimError as error:
         why = str(error)
@@ -129,50 +130,54 @@ def next_tick(cron: object, timezone: object, after: datetime) -> datetime:
 
 def tick(queries: Querier) -> None:
     """Start the tasks of all schedules that are due. Every worker does so, at the same time."""
-    all_but_refused(partial(tick_some, queries))
-
-
-def tick_some(queries: Querier, *, at_most: int, skip: int) -> list[str]:
-    """The names of the schedules that were due."""
-    due = list(queries.list_due_schedules(at_most=at_most, skip=skip))
+    due = list(queries.list_due_schedules())
+    refused = 0
     for schedule in due:
-        ticks: list[datetime] = []
-        next_at = error = None
         try:
-            ticks, next_at = due_ticks(schedule)
-        except BadInput as refused:  # somebody has typed it into the table
-            error = describe(refused)
-            log.warning("schedule %s is paused: %s", schedule.name, error)
-        queries.start_ticks(
-            name=schedule.name,
-            cron=schedule.cron,
-            timezone=schedule.timezone,
-            missed=schedule.missed,
-            was_due_at=schedule.next_at,
-            keys=[f"schedule {schedule.name} {at:%Y-%m-%dT%H:%M:%SZ}" for at in ticks],
-            next_at=next_at,
-            error=error,
-        )
-    return [schedule.name for schedule in due]
+            start(queries, schedule)
+        except DBAPIError as error:  # the others are not to blame
+            refused += 1
+            if unreachable(error) or refused == len(due):
+                raise
+            complain(error)
+
+
+def start(queries: Querier, schedule: ListDueSchedulesRow) -> None:
+    name, ticks, next_at, error = schedule.name, list[datetime](), None, None
+    try:
+        ticks, next_at = due_ticks(schedule)
+    except BadInput as bad:  # somebody has typed it into the table
+        error = describe(bad)
+        log.warning("schedule %s is paused: %s", name, error)
+    queries.start_ticks(
+        name=name,
+        cron=schedule.cron,
+        timezone=schedule.timezone,
+        missed=schedule.missed,
+        was_due_at=schedule.next_at,
+        keys=[f"schedule {name} {at:%Y-%m-%dT%H:%M:%SZ}" for at in ticks],
+        next_at=next_at,
+        error=error,
+    )
 
 
 def due_ticks(schedule: ListDueSchedulesRow) -> tuple[list[datetime], datetime]:
     """The ticks to start a task for, and the tick that comes after them. Raises BadInput."""
-    tick, now = schedule.next_at, schedule.now
+    at, now = schedule.next_at, schedule.now
     after = partial(next_tick, schedule.cron, schedule.timezone)
     if schedule.missed == "all":
         ticks: list[datetime] = []
-        while tick <= now and len(ticks) < MAX_TICKS:
-            ticks.append(tick)
-            tick = after(tick)
-        return ticks, tick
-    # The latest one: between `tick` and `end`, and each look leaves out half of what lies between.
+        while at <= now and len(ticks) < MAX_TICKS:
+            ticks.append(at)
+            at = after(at)
+        return ticks, at
+    # The latest one is between `at` and `end`, and each look leaves out half of what lies between.
     end = now
-    while end - tick >= SECOND:
-        middle = tick + (end - tick) / 2
+    while end - at >= SECOND:
+        middle = at + (end - at) / 2
         if (later := after(middle)) <= now:
-            tick = later
+            at = later
         else:
             end = middle
-    late = schedule.missed == "none" and now - tick > ON_TIME
-    return [] if late else [tick], after(now)
+    late = schedule.missed == "none" and now - at > ON_TIME
+    return [] if late else [at], after(now)

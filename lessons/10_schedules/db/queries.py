@@ -318,7 +318,7 @@ select name, cron, timezone, missed, cast(next_at as timestamptz) as next_at,
 from schedules
 where next_at <= (select clock_timestamp())
 order by next_at
-limit :p2 offset :p1
+limit 1000
 """
 
 
@@ -1073,8 +1073,8 @@ class Querier:
     def limit_queue(self, *, queue: str, max_running: int) -> None:
         self._conn.execute(sqlalchemy.text(LIMIT_QUEUE), {"p1": queue, "p2": max_running})
 
-    def list_due_schedules(self, *, skip: int, at_most: int) -> Iterator[ListDueSchedulesRow]:
-        result = self._conn.execute(sqlalchemy.text(LIST_DUE_SCHEDULES), {"p1": skip, "p2": at_most})
+    def list_due_schedules(self) -> Iterator[ListDueSchedulesRow]:
+        result = self._conn.execute(sqlalchemy.text(LIST_DUE_SCHEDULES))
         for row in result:
             yield ListDueSchedulesRow(
                 name=row[0],
