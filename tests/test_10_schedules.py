@@ -382,8 +382,6 @@ def test_a_row_that_makes_no_sense_is_paused_and_says_why(lesson, db):
         assert next_at is None
         assert why in error
     assert [key.split()[1] for key in started(db)] == ["well"]
-    by_hand(lesson, db, "pause", "a")
-    assert row(db, name="a")[1] is not None
     put(lesson, db, "a")
     assert row(db, name="a") == (new_year(), None), "mended"
 

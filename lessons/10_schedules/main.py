@@ -29,9 +29,9 @@ BERLIN = ZoneInfo("Europe/Berlin")
 def story(db: Database) -> None:
     cron_in_each_worker(db)
     look_first(db)
-    four_workers(db)
     nights()
     downtime(db)
+    four_workers(db)
     paused(db)
 
 
@@ -75,23 +75,6 @@ def naive(db: Database, over: threading.Event) -> None:
                 execute(db, "update schedules set next_at = %s", later)
 
 
-def four_workers(db: Database) -> None:
-    scene("Four workers, and a tick each second; one of them is killed")
-    execute(db, "delete from tasks")
-    with worker_processes(HERE, "a", "b", "c", "d", options=SHORT_LEASE) as workers:
-        put(db, "s", EVERY_SECOND, missed="all")
-        wait_until(lambda: len(keys(db)) >= 2, "two ticks")
-        say("kill -9 a")
-        workers[0].kill()
-        wait_until(lambda: len(keys(db)) >= 4, "two more")
-    remove(db, "s")
-    found = keys(db)
-    say(f"the last key: {found[-1]}")
-    moments = [datetime.fromisoformat(key.split()[2]) for key in found]
-    check(len(set(moments)) == len(moments), f"{len(found)} ticks, {len(found)} tasks")
-    check(holes(moments) == 0, "and no tick is missing")
-
-
 def nights() -> None:
     scene("The nights in which the clock in Berlin is changed")
     autumn = ticks_after("30 2 * * *", datetime(2026, 10, 24, tzinfo=BERLIN))
@@ -125,6 +108,23 @@ def downtime(db: Database) -> None:
         say(f"missed={name!r} has started {number}")
         remove(db, name)
     check(started == {"none": 0, "latest": 1, "all": 5}, "as many as each of them wants")
+
+
+def four_workers(db: Database) -> None:
+    scene("Four workers, and a tick each second; one of them is killed")
+    execute(db, "delete from tasks")
+    with worker_processes(HERE, "a", "b", "c", "d", options=SHORT_LEASE) as workers:
+        put(db, "s", EVERY_SECOND, missed="all")
+        wait_until(lambda: len(keys(db)) >= 2, "two ticks")
+        say("kill -9 a")
+        workers[0].kill()
+        wait_until(lambda: len(keys(db)) >= 4, "two more")
+    remove(db, "s")
+    found = keys(db)
+    say(f"the last key: {found[-1]}")
+    moments = [datetime.fromisoformat(key.split()[2]) for key in found]
+    check(len(set(moments)) == len(moments), f"{len(found)} ticks, {len(found)} tasks")
+    check(holes(moments) == 0, "and no tick is missing")
 
 
 def paused(db: Database) -> None:
