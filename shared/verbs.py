@@ -298,8 +298,9 @@ def add_schedule(
         with open_database(lesson) as db, db.autocommit.connect() as connection:
             for row in querier(connection).list_schedules():
                 tick = "paused" if row.next_at is None else f"next {row.next_at.astimezone(UTC)}"
-                line = f"{row.name}: {row.cron} in {row.timezone}, {row.task}({row.input}), {tick}"
-                console.print(Text(printable(f"{line}  {row.error}").strip().replace("\n", " ")))
+                what = f"{row.cron} in {row.timezone}, {row.task}({row.input})"
+                line = f"{row.name}: {what}, missed {row.missed}, {tick}  {row.error}"
+                console.print(Text(printable(line).strip().replace("\n", " ")))
 
     for function in others:
         add_of_schedule(schedules, lesson, function)

@@ -22,6 +22,7 @@ from tests.helpers import (
     patiently,
     queries,
     refusing,
+    run_verb,
     submitted,
 )
 
@@ -477,3 +478,23 @@ def test_a_worker_runs_what_a_schedule_has_started(lesson, db):
     with working(lesson.worker.Worker(db, "w")):
         wait_until(lambda: started(db), "it is started")
         assert wait_for_status(db, only(db, "divide"), "succeeded").output == 2
+
+
+def test_the_verbs(lesson, db):
+    def schedule(*arguments):
+        done = run_verb(lesson, "schedule", *arguments)
+        return done.returncode, done.stdout + done.stderr
+
+    status, said = schedule("set", "s", "0 0 30 2 *", "nothing")
+    assert status == 1
+    assert "Error: '0 0 30 2 *': Bad day-of-month" in said
+    zone = ("--timezone", "Asia/Tokyo", "--missed", "all", "--priority", "3")
+    assert schedule("set", "s", YEARLY, "divide", "[6, 3]", *zone)[0] == 0
+    columns = "cron, timezone, task, input, missed, priority"
+    assert row(db, columns) == (YEARLY, "Asia/Tokyo", "divide", [6, 3], "all", 3)
+    status, said = schedule("list")
+    tick = f"{new_year().year - 1}-12-31 15:00:00+00:00"
+    assert f"s: {YEARLY} in Asia/Tokyo, divide([6, 3]), missed all, next {tick}" in said
+    assert schedule("pause", "s")[0] == 0
+    assert row(db)[0] is None
+    assert "there is no schedule 't'; `schedule list` shows them" in schedule("delete", "t")[1]
