@@ -264,6 +264,8 @@ def test_a_pause_ends_by_hand_and_what_it_missed_is_forgotten(lesson, db):
     for what in ("pause", "resume", "delete"):
         with pytest.raises(lesson.inputs.BadInput, match="there is no schedule 's'"):
             by_hand(lesson, db, what)
+        with pytest.raises(lesson.inputs.BadInput, match="a schedule is named with"):
+            by_hand(lesson, db, what, "a\0")
 
 
 def test_a_schedule_is_there_when_the_callers_transaction_commits(lesson, db):

@@ -652,12 +652,12 @@ where id = (
 );
 
 -- name: Now :one
--- The database's clock, also within a transaction: now() stands still there.
+-- The database's clock, even within a transaction, where now() stands still.
 select cast(clock_timestamp() as timestamptz) as now;
 
 -- name: PutSchedule :execrows
 -- 0 rows: that tick has come meanwhile, and was perhaps started already, for the schedule as it was. The row is
--- locked first, and the clock read then: who has waited here for another change gets no tick that is past.
+-- locked first, and the clock read then: a change that has waited here for the lock stores no tick that is past.
 -- With the same cron line and time zone, the next tick stays as it is, and so does a pause that somebody wanted.
 insert into schedules (
     name, cron, timezone, missed, task, input, queue, priority, max_attempts, timeout, next_at
@@ -719,7 +719,7 @@ limit 1000;
 -- name: StartTicks :execrows
 -- A task for each tick, and which tick is next: one statement, so both are committed, or neither.
 -- The `where` names all that the ticks were worked out from. Of several workers that have found the same
--- schedule due, the first one moves next_at on, and the others find another one than they know; likewise
+-- schedule due, the first one moves next_at on, and the others find a different one than they know; likewise
 -- after an edit, a pause, a deletion. What the tasks are given is read here, as it is now.
 -- `skip locked`: whoever holds the row does not keep the others waiting.
 -- On conflict: somebody has set next_at back, to ticks that were started before.

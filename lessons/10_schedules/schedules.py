@@ -44,9 +44,9 @@ def set_schedule(
     means the time on a clock in `timezone`. missed: for which ticks a task is started when none
     was in time, because no worker looked: "none", the "latest", or "all".
 
-    Another cron or timezone holds from now on, and ticks that were missed are forgotten. Otherwise
-    the next tick stays as it is, and so does a pause: a program may set its schedules whenever it
-    starts.
+    A different cron or timezone holds from now on, and ticks that were missed are forgotten.
+    Otherwise the next tick stays as it is, and so does a pause: a program may set its schedules
+    whenever it starts.
     """
     check_name(name)
     if missed not in ("none", "latest", "all"):
@@ -71,12 +71,14 @@ def set_schedule(
 
 def pause(connection: sa.Connection, name: str) -> None:
     """No more ticks, until `resume`. Raises BadInput."""
+    check_name(name)
     if Querier(connection).pause_schedule(name=name) == 0:
-        raise BadInput(f"there is no schedule {name!r:.50}")
+        raise BadInput(f"there is no schedule {name!r}")
 
 
 def resume(connection: sa.Connection, name: str) -> None:
     """Go on with the next tick from now; those during the pause are forgotten. Raises BadInput."""
+    check_name(name)
     queries = Querier(connection)
     while schedule := queries.get_schedule(name=name):
         if schedule.next_at is not None:
@@ -85,13 +87,14 @@ def resume(connection: sa.Connection, name: str) -> None:
         next_at = next_tick(cron, timezone, clock(queries))
         if queries.resume_schedule(name=name, cron=cron, timezone=timezone, next_at=next_at):
             return
-    raise BadInput(f"there is no schedule {name!r:.50}")
+    raise BadInput(f"there is no schedule {name!r}")
 
 
 def delete(connection: sa.Connection, name: str) -> None:
     """The tasks that it has started stay. Raises BadInput."""
+    check_name(name)
     if Querier(connection).delete_schedule(name=name) == 0:
-        raise BadInput(f"there is no schedule {name!r:.50}")
+        raise BadInput(f"there is no schedule {name!r}")
 
 
 def check_name(name: object) -> None:
@@ -129,7 +132,7 @@ def next_tick(cron: object, timezone: object, after: datetime) -> datetime:
 
 
 def tick(queries: Querier) -> None:
-    """Start the tasks of all schedules that are due. Every worker does so, at the same time."""
+    """Start the tasks of all schedules that are due, as all other workers do at the same time."""
     due = list(queries.list_due_schedules())
     refused = 0
     for schedule in due:
