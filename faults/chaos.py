@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any, LiteralString, cast
@@ -317,6 +317,7 @@ class Chaos:
         self.paused: dict[WorkerProcess, float] = {}  # and when they are to wake up
         self.server_log = ""
         self.limit = self.random.choice([None, 10])  # how many tasks may run at once
+        self.has_schedules = hasattr(self.engine, "set_schedule")  # from lesson 10 on
 
     def run(self, seconds: float) -> None:
         witness.install(self.db)
@@ -325,6 +326,11 @@ class Chaos:
         if self.limit is not None:
             with self.db.autocommit.connect() as connection:
                 self.engine.limit_queue(connection, "default", self.limit)
+        if self.has_schedules:
+            with self.db.autocommit.connect() as connection:
+                self.engine.set_schedule(
+                    connection, "s", "* * * * * *", "nothing", None, missed="all", max_attempts=1000
+                )
         over = threading.Event()
         numbers = range(1, CLIENTS + 1)
         clients = [Client(n, self.result.seed, self.engine, self.db) for n in numbers]
@@ -502,6 +508,8 @@ class Chaos:
         for worker in [*self.workers, *self.leaving]:
             worker.resume()
         self.paused.clear()
+        if self.has_schedules:
+            self.end_schedule()
 
         def ended() -> bool:
             self.look_after_workers()
@@ -521,6 +529,29 @@ class Chaos:
                 " from tasks where status in ('queued', 'running', 'waiting') limit 5"
             ):
                 self.violation(f"has not ended after {SECONDS_TO_END} s: {row}")
+
+    def end_schedule(self) -> None:
+        """Wait until no tick is due, and pause it: there is a task for each second until then."""
+
+        def up_to_date() -> bool:
+            self.look_after_workers()
+            return not self.rows("select from schedules where next_at <= clock_timestamp()")
+
+        wait_until(up_to_date, "no tick is due", SECONDS_TO_END)
+        ((next_at,),) = self.rows(
+            "with last as (select next_at from schedules for update)"
+            " update schedules set next_at = null from last returning last.next_at"
+        )
+        ticks = [
+            datetime.fromisoformat(key.removeprefix("schedule s "))
+            for (key,) in self.rows(
+                "select idempotency_key from tasks"
+                " where starts_with(idempotency_key, 'schedule s ')"
+            )
+        ]
+        seconds = int((next_at - min(ticks, default=next_at)).total_seconds())
+        if len(ticks) != seconds or len(set(ticks)) != seconds:
+            self.violation(f"{seconds} ticks, and {len(ticks)} tasks: {sorted(ticks)}")
 
     # The invariants
 
@@ -559,7 +590,10 @@ class Chaos:
     def check_clients(self, outcomes: list[tuple[str, str, int | None]]) -> None:
         """What was acknowledged is there. One key, one task, one order; and nothing else."""
         tasks = dict(
-            self.rows("select idempotency_key, id from tasks where idempotency_key is not null")
+            self.rows(
+                "select idempotency_key, id from tasks"
+                " where not starts_with(idempotency_key, 'schedule ')"
+            )
         )
         orders = {key for (key,) in self.rows("select key from chaos_orders")}
         unknown = {key for outcome, key, _ in outcomes if outcome == "info"}

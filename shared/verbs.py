@@ -3,7 +3,7 @@
 import json
 import signal
 from collections.abc import Callable, Sequence
-from datetime import timedelta
+from datetime import UTC, timedelta
 from pathlib import Path
 from typing import Any, Unpack, get_args, get_origin, get_type_hints
 
@@ -30,6 +30,11 @@ ENQUEUE = {
     "max_attempts": "how often it is tried",
     "idempotency_key": "a second task with this key is not enqueued",
 }
+SCHEDULE = {
+    "timezone": "whose clock the cron line means",
+    "missed": "which ticks are made up for: none, latest, all",
+    **{name: ENQUEUE[name] for name in ("queue", "priority", "timeout", "max_attempts")},
+}
 # What a verb by hand does, and what the task is then.
 BY_HAND = {
     "retry": ("One more attempt for a failed task, which keeps its log.", "queued, with its log"),
@@ -38,6 +43,12 @@ BY_HAND = {
         "queued, with an empty log",
     ),
     "cancel": ("End a task that has not ended, and its children.", "cancelled"),
+}
+
+OF_SCHEDULES = {
+    "pause": ("No more ticks, until it is resumed.", "paused"),
+    "resume": ("Go on with the next tick from now.", "on again"),
+    "delete": ("Delete it; its tasks stay.", "deleted"),
 }
 
 PATIENCE = "on a slow machine, TEST_PATIENCE=4 in the environment waits four times as long"
@@ -68,6 +79,7 @@ limit 10000
 Story = Callable[[Database], None]
 ByHand = Callable[[sa.Connection, int], None]
 Fork = Callable[[sa.Connection, int, int], int]
+OfSchedule = Callable[[sa.Connection, str], None]
 
 
 def group(lesson: Path, story: Story) -> click.Group:
@@ -104,12 +116,15 @@ def verbs(
     by_hand: Sequence[ByHand] = (),
     fork: Fork | None = None,
     result: Callable[[Database, int, timedelta], Any] | None = None,
+    schedule: Callable[..., None] | None = None,
+    of_schedules: Sequence[OfSchedule] = (),
 ) -> click.Group:
     """The group with all the verbs of a lesson, whose functions say with a ValueError what is bad.
 
     by_hand: what a person does to one task, in a transaction; the verb has the function's name.
     fork: a new task from one's log up to a position; returns its id.
     result: waits for a task's end, until the time is over.
+    schedule: sets one. of_schedules: what else is done to one; the verb has the function's name.
     """
     main = group(lesson, story)
     add_worker(main, lesson, worker)
@@ -128,6 +143,8 @@ def verbs(
         add_forks(main, lesson, querier)
     if result is not None:
         add_result(main, lesson, result)
+    if schedule is not None:
+        add_schedule(main, lesson, querier, schedule, of_schedules)
     return main
 
 
@@ -247,6 +264,60 @@ def add_result(
             except Exception as error:
                 raise click.ClickException(str(error)) from None
         console.print(Text(printable(json.dumps(output))))
+
+
+def add_schedule(
+    main: click.Group,
+    lesson: Path,
+    querier: type[Any],
+    put: Callable[..., None],
+    others: Sequence[OfSchedule],
+) -> None:
+    @main.group("schedule")
+    def schedules() -> None:
+        """Start a task again and again: set, list, pause, resume, delete."""
+
+    @schedules.command("set", params=options(put, SCHEDULE))
+    @click.argument("name")
+    @click.argument("cron")
+    @click.argument("task")
+    @click.argument("input", default="null")
+    def set_verb(name: str, cron: str, task: str, input: str, **given: Any) -> None:
+        """Create or change one: schedule set nightly '30 2 * * *' send_report '"sales"'."""
+        with open_database(lesson) as db, db.autocommit.connect() as connection:
+            try:
+                put(connection, name, cron, task, json.loads(input), **without_none(given))
+            except ValueError as error:
+                text = f"{error}\nThe cron line is one argument, in quotes: '30 2 * * *'"
+                raise click.ClickException(text) from None
+        say(f"schedule {name} is set; `schedule list` shows when it ticks")
+
+    @schedules.command("list")
+    def list_verb() -> None:
+        """Show all of them, and when each ticks next."""
+        with open_database(lesson) as db, db.autocommit.connect() as connection:
+            for row in querier(connection).list_schedules():
+                tick = "paused" if row.next_at is None else f"next {row.next_at.astimezone(UTC)}"
+                what = f"{row.cron} in {row.timezone}, {row.task}({row.input})"
+                line = f"{row.name}: {what}, missed {row.missed}, {tick}  {row.error}"
+                console.print(Text(printable(line).strip().replace("\n", " ")))
+
+    for function in others:
+        add_of_schedule(schedules, lesson, function)
+
+
+def add_of_schedule(group: click.Group, lesson: Path, function: OfSchedule) -> None:
+    help_text, then = OF_SCHEDULES[function.__name__]
+
+    @group.command(function.__name__, help=help_text)
+    @click.argument("name")
+    def of_schedule_verb(name: str) -> None:
+        with open_database(lesson) as db, db.autocommit.connect() as connection:
+            try:
+                function(connection, name)
+            except ValueError as error:
+                raise click.ClickException(f"{error}; `schedule list` shows them") from None
+        say(f"schedule {name} is {then}")
 
 
 def add_status(main: click.Group, lesson: Path, querier: type[Any]) -> None:
