@@ -33,10 +33,10 @@ def story(db: Database) -> None:
 
 
 def napping(db: Database) -> None:
-    scene("Two orders sleep for 1.2 s in a step, as in lesson 08; the worker has two slots")
+    scene("Two orders sleep for 1.5 s in a step, as in lesson 08; the worker has two slots")
     forget(db)
     for order in (1, 2):
-        enqueue_one(db, "ask_after_a_step", {"id": order, "wait": 1.2})
+        enqueue_one(db, "ask_after_a_step", {"id": order, "wait": 1.5})
     with worker_processes(HERE, "a", options=(*SHORT_LEASE, "--slots", "2")) as (a,):
         wait_until(lambda: effects("nap begun") == 2, "both sleep")
         receipt = enqueue_one(db, "send_receipt", 3)
