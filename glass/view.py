@@ -288,19 +288,16 @@ def waits_for(task: Row, rows: Rows) -> str:
     """What a task that is suspended waits for, and for how long, if the clock may end that."""
     log = {entry.get("position"): entry for entry in rows.log(task.get("id") or "")}
     positions = (task.get("awaits") or "").strip("{}").split(",")
-    awaited = [log[position] for position in positions if position in log]
-    # Entries that the clock will complete; before lesson 09 there are none.
-    due = {
-        one.get("position"): timestamp(one.get("due_at")) for one in log.values() if is_open(one)
-    }
-    alarms = [moment for one in awaited if (moment := due.get(one.get("position")))]
+    awaited = [
+        log[position] for position in positions if position in log and is_open(log[position])
+    ]
+    alarms = sorted(moment for one in awaited if (moment := timestamp(one.get("due_at"))))
     missing = number(task, "wake_after")
-    if len(alarms) == len([one for one in awaited if is_open(one)]) and alarms:
-        return f"sleeps for {rows.left(sorted(alarms)[:missing][-1])}"
-    what = "entry" if alarms else "child"
-    many = {"entry": "entries", "child": "children"}[what]
-    text = f"waits for {missing} {what if missing == 1 else many}"
-    end = due.get(task.get("deadline"))
+    if alarms and len(alarms) == len(awaited):
+        return f"sleeps for {rows.left(alarms[min(missing, len(alarms)) - 1])}"
+    one, many = ("entry", "entries") if alarms else ("child", "children")
+    text = f"waits for {missing} {one if missing == 1 else many}"
+    end = timestamp(log.get(task.get("deadline"), Row()).get("due_at"))
     return f"{text}, {rows.left(end)} at most" if end else text
 
 
