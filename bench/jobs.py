@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,10 @@ def fan_out(ctx: Any, children: int) -> None:
     ctx.gather(*(ctx.spawn(nothing, None) for _ in range(children)))
 
 
+def nap(ctx: Any, seconds: float) -> None:
+    ctx.sleep(timedelta(seconds=seconds))
+
+
 def load(path: Path) -> Lesson:
     """A lesson that knows these tasks and none of the story's, registered as its app.py does it."""
     lesson = Lesson(path)
@@ -68,4 +73,6 @@ def load(path: Path) -> Lesson:
     if lesson.number >= 4:
         for function in (steps, fan_out):
             lesson.app.durable(function)
+    if lesson.number >= 9:
+        lesson.app.durable(nap)
     return lesson

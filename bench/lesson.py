@@ -189,6 +189,8 @@ def one_round(path: Path, sizes: Sizes) -> Values:
         with bench.workers("a") as workers:
             found |= draining(bench, workers, "drain_1", sizes.tasks)
             found |= idling(bench, workers, sizes)
+            if bench.lesson.number >= 9:
+                found |= waking(bench, sizes)
             if bench.lesson.number >= 4:
                 found |= workflows(bench, workers, "workflows_10", sizes.workflows)
             if bench.lesson.number >= 6:
@@ -277,6 +279,23 @@ def idling(bench: Bench, workers: list[WorkerProcess], sizes: Sizes) -> Values:
         "idle_statements": rate,
         "idle": statistics.median(waits),
         "idle_p95": statistics.quantiles(waits, n=20, method="inclusive")[-1],
+    }
+
+
+def waking(bench: Bench, sizes: Sizes) -> Values:
+    """From the moment at which a sleep is to end until the run that goes on starts; in ms."""
+    late = (
+        "select cast(1000 * extract(epoch from started_at - due_at) as float)"
+        " from tasks join event_log on task_id = tasks.id"
+    )
+    waits: list[float] = []
+    for _ in range(sizes.samples):
+        bench.empty()
+        bench.run_one("nap", random.uniform(0.1, 0.3))
+        waits.append(bench.ask(late))
+    return {
+        "waking": statistics.median(waits),
+        "waking_p95": statistics.quantiles(waits, n=20, method="inclusive")[-1],
     }
 
 

@@ -80,6 +80,8 @@ MEASURES = [
     Measure("fan_out", f"fan-out: {CHILDREN} children and their parent", "ms"),
     Measure("idle", "idle worker: enqueue to start, median", "ms"),
     Measure("idle_p95", "idle worker: enqueue to start, 95 %", "ms"),
+    Measure("waking", "idle worker: end of a sleep to start, median", "ms"),
+    Measure("waking_p95", "idle worker: end of a sleep to start, 95 %", "ms"),
     Measure("idle_statements", "idle worker: statements a second", ""),
     Measure("recovery", f"kill -9 to the next attempt, lease {LEASE:g} s", "s"),
     Measure("drain_1_statements", "statements per task", ""),

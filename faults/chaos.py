@@ -35,11 +35,12 @@ from psycopg.sql import Composed
 from sqlalchemy.exc import OperationalError
 
 from faults import lesson_with_worker, witness
-from faults.workloads import engine_of
+from faults.workloads import engine_of, register_sleepers
 from shared.database import Database, open_database
 from shared.processes import WorkerProcess, wait_until
 from shared.testing import environment, load
 
+HERE = Path(__file__).resolve().parent
 LEASE = 1.0  # seconds
 WORKERS = 3
 CLIENTS = 2
@@ -66,6 +67,19 @@ OTHER_END: dict[str, LiteralString] = {
         "select child.id, child.status from tasks as child"
         " join event_log on event_log.child_id = child.id"
         " where event_log.output::text is distinct from child.output::text"
+    ),
+}
+
+OF_TIMERS: dict[str, LiteralString] = {
+    "a timer is due, and has not rung": (
+        "select task_id, position, due_at from event_log"
+        " where completion is null and due_at < clock_timestamp()"
+    ),
+    "a sleeper went on before its time": (
+        "select sleep.task_id, sleep.due_at, after.recorded_at from event_log as sleep"
+        " join tasks on tasks.id = sleep.task_id and tasks.name = 'slumber'"
+        " join event_log as after on after.task_id = sleep.task_id"
+        " and after.position > sleep.position and after.recorded_at < sleep.due_at"
     ),
 }
 
@@ -248,7 +262,16 @@ class Client:
             ("fulfil_all", [{"id": number * 10 + i, "items": ["pen"]} for i in range(2)], often),
             ("wait_for_a_nap", 0.1, often),
         ]
-        return self.random.choice([*plain, *durable, *durable])
+        if not hasattr(self.engine, "Timers"):
+            return self.random.choice([*plain, *durable, *durable])
+        both = [round(self.random.uniform(0, 0.6), 3) for _ in range(2)]
+        timed: list[tuple[str, Any, dict[str, Any]]] = [
+            ("slumber", round(self.random.uniform(0, 1.5), 3), often),
+            ("slumber", 0, often),
+            ("impatient", both, often),
+            ("alarmed", both, often),
+        ]
+        return self.random.choice([*plain, *durable, *timed, *timed])
 
 
 class Person:
@@ -281,6 +304,7 @@ class Chaos:
         self.db, self.own, self.home, self.by_hand = db, own, home, by_hand
         self.result, self.say = result, say
         modules = load(db.lesson)
+        register_sleepers(modules)
         self.engine = engine_of(modules)
         # The item that cannot be had. In lesson 07 nothing is refunded: the order fails.
         self.gone = "unicorn" if hasattr(modules.app, "refund") else "lamp"
@@ -440,7 +464,7 @@ class Chaos:
 
     def new_worker(self) -> WorkerProcess:
         self.count += 1
-        return WorkerProcess(self.db.lesson, f"w{self.count}", *OPTIONS)
+        return WorkerProcess(HERE, f"w{self.count}", *OPTIONS, str(self.db.lesson))
 
     def replace(self, worker: WorkerProcess) -> None:
         self.workers[self.workers.index(worker)] = self.new_worker()
@@ -480,7 +504,7 @@ class Chaos:
             self.violation(f"{worker.name} ended with exit status {status}: {output[-3000:]}")
 
     def come_to_an_end(self) -> None:
-        """When the faults have stopped, every task ends."""
+        """When the faults have stopped, every task ends, and every timer rings."""
         for worker in [*self.workers, *self.leaving]:
             worker.resume()
         self.paused.clear()
@@ -489,12 +513,16 @@ class Chaos:
 
         def ended() -> bool:
             self.look_after_workers()
-            return not self.rows(
+            if self.rows(
                 "select id from tasks where status in ('queued', 'running', 'waiting') limit 1"
-            )
+            ):
+                return False
+            sleeps = hasattr(self.engine, "Timers")
+            left = "select from event_log where kind = 'timer' and completion is null limit 1"
+            return not (sleeps and self.rows(left))
 
         try:
-            wait_until(ended, "all tasks have ended", SECONDS_TO_END)
+            wait_until(ended, "all tasks have ended, and all timers have rung", SECONDS_TO_END)
         except TimeoutError:
             for row in self.rows(
                 "select id, name, status, attempt, max_attempts, worker_id, run_at, error"
@@ -540,6 +568,8 @@ class Chaos:
         never = OF_CHILDREN if hasattr(self.engine, "ChildError") else {}
         if never and not self.by_hand:
             never = never | OTHER_END
+        if hasattr(self.engine, "Timers"):
+            never = never | OF_TIMERS
         for sentence, query in never.items():
             wrong += witness.found(self.db, sentence, query)
         for sentence in wrong:
@@ -669,7 +699,12 @@ def expected_log(name: str, input: Any, output: Any) -> list[str]:
         return ["charge_card", *["reserve" for _ in input["items"]], last]
     if name == "fulfil_all":
         return ["fulfil" for _ in input]
-    return ["sleep"] if name == "wait_for_a_nap" else []
+    return {
+        "wait_for_a_nap": ["sleep"],
+        "slumber": ["sleep", "tell"],
+        "impatient": ["doze", "timeout", "tell"],
+        "alarmed": ["doze", "sleep", "tell", "tell"],
+    }.get(name, [])
 
 
 def expected_outcome(name: str, input: Any, gone: str) -> Any:
@@ -688,6 +723,10 @@ def expected_outcome(name: str, input: Any, gone: str) -> Any:
             return "ZeroDivisionError" if input[1] == 0 else input[0] / input[1]
         case "hopeless":
             return "NonRetryableError"
+        case "slumber":
+            return "awake"
+        case "impatient" | "alarmed":
+            return "both"
         case _:
             return "an answer" if name == "flaky" else None
 

@@ -65,6 +65,7 @@ class Watched:
         self.engine = workloads.register(modules)
         self.outside: Outside = modules.app.outside
         self.proxy = Proxy(url, before_commit=self.before, after_commit=self.after)
+        self.look = db.connect(autocommit=True, application_name="the witness")
         self._nursery = nursery
         self._logs = logs
 
@@ -77,7 +78,9 @@ class Watched:
         raise NotImplementedError
 
     def rows(self, query: LiteralString | sql.Composed, *parameters: Any) -> list[Any]:
-        return witness.rows(self.db, query, *parameters)
+        """On one connection: much is asked, and a new one costs more than the answer."""
+        cursor = self.look.execute(query, parameters or None)
+        return cursor.fetchall() if cursor.description else []
 
     def start(self, name: str, url: str, *options: str, lease: str = "60") -> int:
         """A worker with one slot; its process id."""
@@ -108,14 +111,15 @@ class Watched:
 
     def commits_since_reset(self) -> list[str]:
         """What each commit has changed, if the witness is there: a text for each commit."""
-        commits = groupby(witness.changes(self.db), lambda change: change.commit)
-        lines: list[str] = []
-        for at, (_, commit) in enumerate(commits, 1):
-            group = list(commit)
-            name = statement_name(f"-- name: {group[-1].statement}")
-            changed = f"\n{'':24}".join(change.change for change in group)
-            lines.append(f"  {at:3}  {name:16} {changed}")
-        return lines
+        groups = groupby(witness.changes(self.db), lambda change: change.commit)
+        commits = [list(group) for _, group in groups]
+        names = [statement_name(f"-- name: {commit[-1].statement}") for commit in commits]
+        width = max([16, *map(len, names)])
+        below = f"\n{'':{width + 8}}"
+        return [
+            f"  {at:3}  {name:{width}} {below.join(change.change for change in commit)}"
+            for at, (name, commit) in enumerate(zip(names, commits, strict=True), 1)
+        ]
 
 
 class CrashTest(Watched):
@@ -310,9 +314,10 @@ class CrashTest(Watched):
             found.append(f"task {id} has come to {row}, not to {wanted}")
         if self.number >= 4:
             log = self._log(id)
-            if [(kind, name) for kind, name, _, _ in log] != expected.log:
+            if [(kind, name) for kind, name, _ in log] != expected.log:
                 found.append(f"the log of task {id} holds {log}")
-            if any(output is None and error is None for _, _, output, error in log):
+            # The end of a wait that was not needed may be left open.
+            if not all(ended or name == "timeout" for _, name, ended in log):
                 found.append(f"the log of task {id} has an entry without an end: {log}")
         return found
 
@@ -321,11 +326,12 @@ class CrashTest(Watched):
             "select name, status, output from tasks where id = %s", id
         )
         log = self._log(id) if self.number >= 4 else []
-        return workloads.Expected(name, status, output, [(kind, name) for kind, name, *_ in log])
+        return workloads.Expected(name, status, output, [(kind, name) for kind, name, _ in log])
 
     def _log(self, id: int) -> list[Any]:
         return self.rows(
-            "select kind, name, output, error from event_log where task_id = %s order by position",
+            "select kind, name, num_nonnulls(output, error) > 0 from event_log"
+            " where task_id = %s order by position",
             id,
         )
 
@@ -363,7 +369,7 @@ def watched(lesson: Path, kind: type[W]) -> Generator[W]:
         Nursery(lesson) as nursery,
     ):
         test = kind(db, url, nursery, Path(logs))
-        with test.proxy.running():
+        with test.look, test.proxy.running():
             yield test
 
 

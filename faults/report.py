@@ -45,6 +45,7 @@ TESTS = {
         "races or deadlock or at_once or same_moment or order_of_a_retry or one_statement"
     ),
     "forks: of a task that runs, waits, has ended, or is in somebody's hands": "07_fork",
+    "timers: sleeps, waits with a timeout, what was first, moments that are no moments": "test_09",
 }
 
 MIXED = "all faults mixed at random"

@@ -23,7 +23,8 @@ create table history (
     place     text not null,   -- the table
     before    jsonb,
     after     jsonb,
-    task      jsonb            -- of an entry in a log: its task at that moment
+    task      jsonb,           -- of an entry in a log: its task at that moment
+    at        timestamptz not null default clock_timestamp()
 );
 
 create function note_change() returns trigger language plpgsql as $$
@@ -56,6 +57,7 @@ begin
                 when was -> 'settled' <> now -> 'settled' then 'settled'
                 when now ->> 'error' is not null then 'failed'
                 when now ->> 'output' is not null then '-> ' || (now ->> 'output')
+                when now ->> 'kind' = 'timer' and now -> 'ended' = 'true' then '-> null'
                 else ''
             end);
     else
@@ -115,10 +117,26 @@ LOGS: dict[str, LiteralString] = {
         " or count(*) filter (where after -> 'ended' = 'true'"
         " and before -> 'ended' is distinct from 'true') > 1)"
     ),
-    "a child was spawned by an attempt that was not the task's": (
-        "select after, task from history where place = 'event_log' and after ->> 'kind' = 'child'"
+    "an entry was opened by an attempt that was not the task's": (
+        "select after, task from history where place = 'event_log' and after ->> 'kind' <> 'step'"
         " and after -> 'ended' = 'false' and statement not in ('reopen_entries', 'fork_task')"
         " and (after -> 'attempt' <> task -> 'attempt' or task ->> 'status' <> 'running')"
+    ),
+    "a timer's moment was changed": (
+        "select before, after from history where before ->> 'due_at' <> after ->> 'due_at'"
+        " and statement <> 'reopen_entries'"
+    ),
+    "a timer rang before its time": (
+        "select after, at from history where before ->> 'completion' is null"
+        " and after ->> 'completion' is not null and at < (after ->> 'due_at')::timestamptz"
+    ),
+    # Unless it was reopened by hand.
+    "a timer rang twice": (
+        "select after -> 'task_id', after -> 'position', count(*) from history"
+        " where place = 'event_log' and after ->> 'kind' = 'timer'"
+        " group by 1, 2, task -> 'log_id' having not bool_or(statement = 'reopen_entries')"
+        " and count(*) filter (where before -> 'ended' is distinct from 'true'"
+        " and after -> 'ended' = 'true') > 1"
     ),
     "a fork has changed what was there": (
         "select before, after from history where statement = 'fork_task' and before is not null"

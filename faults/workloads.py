@@ -3,7 +3,10 @@
 Expected is what it comes to when nothing goes wrong; it must come to the same when something does.
 """
 
+import time
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -20,9 +23,11 @@ TASKS = {
     "journey": "durable: the steps pack; pay, which fails once on purpose and is tried again; "
     "break_down, which fails for good and is caught; arrive",
     "tour": "durable: the step set_out; two children note side by side; a child "
-    "lost_for_good, whose failure is caught; a child journey; the step come_home",
+    "lost_for_good, whose failure is caught; a child journey; from lesson 09 on a timer, for which "
+    "it first waits in vain; the step come_home",
 }
 Log = list[tuple[str, str]]  # kind and name of each entry
+NAP = 0.1  # seconds: longer than it takes from a timer's commit to that of the suspension
 
 
 @dataclass(frozen=True)
@@ -134,7 +139,53 @@ def register_durable(engine: Any, outside: Outside, note: Any, lost_for_good: An
         except engine.ChildError as error:
             got.append(error.type)
         got.append(ctx.run(journey, 2))
+        if hasattr(ctx, "timer"):
+            alarm = ctx.timer(timedelta(seconds=2 * NAP))
+            with suppress(engine.WaitTimeout):
+                ctx.result(alarm, timeout=timedelta(seconds=NAP))
+            ctx.result(alarm)
         return ctx.step(come_home, got)
+
+
+def register_sleepers(modules: SimpleNamespace) -> None:
+    """Register what chaos adds from lesson 09 on: tasks that sleep, or wait for so long only."""
+    engine = engine_of(modules)
+    if not hasattr(engine, "Timers"):
+        return
+
+    @engine.task
+    def doze(seconds: float) -> None:
+        """In a slot."""
+        time.sleep(seconds)
+
+    def tell(key: str, what: str) -> str:  # noqa: ARG001
+        return what
+
+    @engine.durable
+    def slumber(ctx: Any, seconds: float) -> str:
+        ctx.sleep(timedelta(seconds=seconds))
+        return ctx.step(tell, "awake")
+
+    @engine.durable
+    def impatient(ctx: Any, seconds: list[float]) -> str:
+        """What it does next says whether the child was first, or the clock."""
+        child = ctx.spawn(doze, seconds[0], max_attempts=1000)
+        try:
+            ctx.result(child, timeout=timedelta(seconds=seconds[1]))
+            ctx.step(tell, "the child was first")
+        except engine.WaitTimeout:
+            ctx.step(tell, "the clock was first")
+        ctx.result(child)
+        return "both"
+
+    @engine.durable
+    def alarmed(ctx: Any, seconds: list[float]) -> str:
+        """The same with a timer that goes on: both come, in the order that was recorded."""
+        child = ctx.spawn(doze, seconds[0], max_attempts=1000)
+        alarm = ctx.timer(timedelta(seconds=seconds[1]))
+        for one in ctx.as_completed(child, alarm):
+            ctx.step(tell, "the child" if one == child else "the clock")
+        return "both"
 
 
 JOURNEY: Log = [("step", "pack"), ("step", "pay"), ("step", "break_down"), ("step", "arrive")]
@@ -144,8 +195,9 @@ TOUR: Log = [
     ("child", "note"),
     ("child", "lost_for_good"),
     ("child", "journey"),
-    ("step", "come_home"),
 ]
+TIMERS: Log = [("timer", "sleep"), ("timer", "timeout")]
+HOME: Log = [("step", "come_home")]
 
 
 def journeyed(n: int) -> list[Any]:
@@ -175,7 +227,8 @@ def enqueue(engine: Any, number: int, connection: sa.Connection) -> dict[int, Ex
         expected[id] = Expected("journey", "succeeded", journeyed(1), JOURNEY)
     else:
         home = ["set_out", 10, 11, "NonRetryableError", journeyed(2)]
-        expected[add(connection, "tour", None)] = Expected("tour", "succeeded", home, TOUR)
+        log = [*TOUR, *(TIMERS if number >= 9 else []), *HOME]
+        expected[add(connection, "tour", None)] = Expected("tour", "succeeded", home, log)
     return expected
 
 

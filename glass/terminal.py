@@ -26,7 +26,14 @@ STYLES = {
     "touch": "dim",
     "note": "dim",
 }
-ENTRIES = {"step": "■", "child": "●", "step open": "□", "child open": "○"}
+ENTRIES = {
+    "step": "■",
+    "child": "●",
+    "timer": "◆",
+    "step open": "□",
+    "child open": "○",
+    "timer open": "◇",
+}
 
 
 def show(history: History, title: str) -> None:

@@ -22,6 +22,14 @@ def timestamp(value: str | None) -> float | None:
         return None
 
 
+def duration(seconds: float) -> str:
+    """In few letters: 90 s, 3 h, 12 days."""
+    for unit, size in (("days", 86_400), ("h", 3_600)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def interval(value: str | None) -> float | None:
     """`1 day 02:03:04.5` in seconds."""
     found = re.fullmatch(r"(?:(\d+) days? ?)?(?:(\d+):(\d\d):(\d\d(?:\.\d+)?))?", value or "")

@@ -12,7 +12,7 @@ from heapq import nlargest, nsmallest
 from glass.activity import Process, Wait
 from glass.history import History, Moment, Row, Schema, State
 from glass.story import NAME, Line, line
-from glass.values import interval, ordinal, short, timestamp
+from glass.values import duration, interval, ordinal, short, timestamp
 
 CARDS = 14  # in each column
 LINES = 60  # of the time line
@@ -216,7 +216,7 @@ class Rows:
         return sorted(self.logs.get(task, []), key=lambda entry: number(entry, "position"))
 
     def left(self, until: float | None) -> str:
-        return "" if until is None else f"{max(0, until - self.clock):.0f} s"
+        return "" if until is None else duration(max(0, until - self.clock))
 
 
 def number(row: Row, column: str) -> int:
@@ -279,18 +279,41 @@ def tags(task: Row, worker: str | None, rows: Rows) -> Iterable[Tag]:
     if status == "running" and started and timeout is not None:
         yield "due", f"times out in {rows.left(started + timeout)}"
     if status == "waiting" and task.get("awaits"):
-        children = number(task, "wake_after")
-        yield "due", f"waits for {children} {'child' if children == 1 else 'children'}"
+        yield "due", waits_for(task, rows)
     elif status == "waiting" and (run_at := timestamp(task.get("run_at"))):
         yield "due", f"runs in {rows.left(run_at)}"
 
 
+def waits_for(task: Row, rows: Rows) -> str:
+    """What a task that is suspended waits for, and for how long, if the clock may end that."""
+    log = {entry.get("position"): entry for entry in rows.log(task.get("id") or "")}
+    positions = (task.get("awaits") or "").strip("{}").split(",")
+    awaited = [log[position] for position in positions if position in log]
+    # Entries that the clock will complete; before lesson 09 there are none.
+    due = {
+        one.get("position"): timestamp(one.get("due_at")) for one in log.values() if is_open(one)
+    }
+    alarms = [moment for one in awaited if (moment := due.get(one.get("position")))]
+    missing = number(task, "wake_after")
+    if len(alarms) == len([one for one in awaited if is_open(one)]) and alarms:
+        return f"sleeps for {rows.left(sorted(alarms)[:missing][-1])}"
+    what = "entry" if alarms else "child"
+    many = {"entry": "entries", "child": "children"}[what]
+    text = f"waits for {missing} {what if missing == 1 else many}"
+    end = due.get(task.get("deadline"))
+    return f"{text}, {rows.left(end)} at most" if end else text
+
+
+def is_open(entry: Row) -> bool:
+    return entry.get("output") is None and entry.get("error") is None
+
+
 def entry_kind(entry: Row) -> str:
-    """step or child, and: failed, or open as it has no outcome yet."""
+    """step, child or timer, and: failed, or open as it has no outcome yet."""
     kind = entry.get("kind") or "step"
     if entry.get("error") is not None:
         return f"{kind} failed"
-    return kind if entry.get("output") is not None else f"{kind} open"
+    return f"{kind} open" if is_open(entry) else kind
 
 
 def workers(rows: Rows, processes: list[Process]) -> list[Worker]:
@@ -365,6 +388,8 @@ def log_entry(entry: Row) -> Entry:
         remarks.append(f"{ordinal(completion)} to end")
     if entry.get("settled") == "true":
         remarks.append("settled")
+    if due_at := entry.get("due_at"):
+        remarks.append(f"due at {due_at[:19]}")
     return Entry(
         entry.get("position") or "",
         entry_kind(entry),

@@ -1,6 +1,7 @@
 """Random programs for the durable engine: how they are run, and how they end if all goes well."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from hypothesis import strategies as st
@@ -21,6 +22,10 @@ EITHER = st.tuples(st.sampled_from(["either", "either child"]), NUMBER)
 FAIL = ("fail",)
 
 
+# From lesson 09 on. Days: the model's time goes in such steps.
+NAP = st.tuples(st.just("sleep"), st.integers(0, 3))
+
+
 def programs(operations: Any, least: int, most: int) -> Any:
     """So many operations; one program in six fails in the end."""
     ends = st.sampled_from([[], [], [], [], [], [FAIL]])
@@ -28,17 +33,22 @@ def programs(operations: Any, least: int, most: int) -> Any:
     return st.builds(lambda start, end: start + end, start, ends)
 
 
-def nested(operations: Any) -> Any:
+def nested(operations: Any, timed: bool) -> Any:
     program = programs(operations, 1, 2)
-    return (
+    found = (
         operations
         | st.tuples(st.sampled_from(["run", "broken"]), program)
         | st.tuples(st.sampled_from(["gather", "race"]), st.lists(program, min_size=2, max_size=3))
         | st.tuples(st.just("around"), program, program)
     )
+    patient = st.tuples(st.sampled_from(["patient", "alarm"]), program, st.integers(0, 1))
+    return found | patient | patient if timed else found
 
 
-PROGRAMS = programs(EITHER, 2, 4) | programs(nested(nested(SIMPLE | EITHER)), 2, 4)
+def all_programs(timed: bool) -> Any:
+    """timed: of a lesson whose tasks can sleep, and do not wait for ever."""
+    short = EITHER | NAP if timed else EITHER
+    return programs(short, 2, 4) | programs(nested(nested(SIMPLE | short, timed), timed), 2, 4)
 
 
 def define_program(lesson: Lesson, effects: list[tuple[str, str, int]]) -> None:
@@ -109,6 +119,10 @@ def define_program(lesson: Lesson, effects: list[tuple[str, str, int]]) -> None:
         if kind == "around":
             child = ctx.spawn(program, arguments[0], **often)
             return [program(ctx, arguments[1]), ctx.result(child)]
+        if kind == "sleep":
+            return ctx.sleep(timedelta(days=arguments[0]))
+        if kind in ("patient", "alarm"):
+            return timed(ctx, kind, *arguments)
         try:
             if kind == "caught":
                 return ctx.step(refuse, *arguments)
@@ -128,6 +142,24 @@ def define_program(lesson: Lesson, effects: list[tuple[str, str, int]]) -> None:
                 results.append("ChildError")
             ctx.step(act, children.index(child))
         return sorted(results, key=str)
+
+    def timed(ctx, kind, operations, days):
+        """What is done next depends on whether the child was first, or the clock."""
+        child, duration = ctx.spawn(program, operations, **often), timedelta(days=days)
+        if kind == "alarm":
+            nap = ctx.timer(duration)
+            first = next(ctx.as_completed(nap, child))
+            ctx.step(act, [nap, child].index(first))
+            ctx.result(nap)
+        else:
+            try:
+                ctx.gather(child, timeout=duration)
+                ctx.step(act, 1)
+            except errors.WaitTimeout:
+                ctx.step(act, 0)
+            except lesson.children.ChildError:
+                ctx.step(act, 1)
+        return ctx.result(child)
 
 
 class Failure(Exception):
@@ -183,6 +215,14 @@ def interpret_one(log: Any, kind: str, *arguments: Any) -> Any:
         log.append(("step", "flaky", None) if kind == "either" else ("child", "moody_child", None))
         log.append(("step", "act", None))
         return "done"
+    if kind == "sleep":
+        log.append(("timer", "sleep", None))
+        return None
+    if kind in ("patient", "alarm"):
+        spawned = child(arguments[0])
+        log.append(("timer", "timeout" if kind == "patient" else "sleep", None))
+        log.append(("step", "act", None))
+        return result(spawned, caught=False)
     if kind in ("run", "broken"):
         return result(child(*arguments), caught=kind == "broken")
     if kind == "around":

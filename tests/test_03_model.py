@@ -1,7 +1,7 @@
 """Lesson 03: random calls of the queries, compared with a small model in memory."""
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -16,7 +16,7 @@ from hypothesis.stateful import (
 )
 from psycopg import sql
 
-from tests.helpers import ALL, claim_tasks, revive
+from tests.helpers import ALL, claim_tasks, due_chores, revive
 from tests.model import LIVE, TERMINAL, profile
 
 RUNS = st.tuples(  # a task in one of these statuses, and how many attempts ago
@@ -33,7 +33,7 @@ class Task:
     priority: int
     max_attempts: int
     timeout: int | None
-    run_at: int
+    run_at: int | None
     status: str
     attempt: int = 0
     uncounted: int = 0
@@ -41,6 +41,20 @@ class Task:
     started_at: int = 0
     output: Any = None
     error: str | None = None
+    opened: list[int] = field(default_factory=list)  # its timers: the attempts that opened them
+    due: dict[int, int] = field(default_factory=dict)  # when those ring that are still to ring
+    completions: int = 0
+    awaits: list[int] = field(default_factory=list)
+    wake_after: int = 0
+    deadline: int | None = None
+
+    def ring(self, position: int) -> None:
+        del self.due[position]
+        self.completions += 1
+        self.wake_after -= position in self.awaits
+        over = position in self.awaits and self.wake_after == 0
+        if self.status == "waiting" and (over or position == self.deadline):
+            self.status = "queued"
 
     @property
     def row(self) -> tuple[Any, ...]:
@@ -54,6 +68,7 @@ def hours(number: int | None) -> timedelta | None:
 
 
 HOURS = st.none() | st.integers(0, 3)
+DURATIONS = st.lists(st.integers(0, 2), min_size=1, max_size=3)
 WORKERS = st.integers(0, 2)
 QUEUES = st.sampled_from(["default", "default", "other"])
 
@@ -66,7 +81,8 @@ class Queue(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.queue = self.world.queue
-        self.now = 0
+        self.sleeps = hasattr(self.queue, "open_timer")
+        self.now = self.turn = 0
         self.tasks: dict[int, Task] = {}
         self.keys: dict[tuple[str, str], tuple[int, int]] = {}  # its task, and that one's input
         self.limits: dict[str, int] = {}
@@ -78,13 +94,17 @@ class Queue(RuleBasedStateMachine):
         self.world.look.execute("delete from queue_limits")
         self.workers = [self.register(4) for _ in range(3)]
 
-    @initialize(priorities=st.lists(st.integers(0, 2), min_size=2, max_size=5))
-    def begin(self, priorities):
+    @initialize(data=st.data(), priorities=st.lists(st.integers(0, 2), min_size=2, max_size=5))
+    def begin(self, data, priorities):
         for priority in priorities:
             id = self.world.lesson.tasks.enqueue(
                 self.world.connection, "nothing", None, priority=priority, max_attempts=2
             )
             self.tasks[id] = Task("nothing", "default", priority, 2, None, 0, "queued")
+        if self.sleeps:  # two sleep already
+            self.claim(data, 0, "default", 2)
+            for _ in range(2):
+                self.sleep(data, 0, data.draw(DURATIONS), 0)
 
     def register(self, lease: int) -> int:
         id = self.queue.register_worker(name="w", lease=hours(lease))
@@ -110,6 +130,14 @@ class Queue(RuleBasedStateMachine):
         ids = [id for id, task in self.tasks.items() if task.status in statuses]
         id = data.draw(st.sampled_from(ids or sorted(self.tasks)))
         return id, self.tasks[id]
+
+    @property
+    def people(self) -> bool:
+        """May somebody act by hand now? Not always: most of what is drawn would be that."""
+        return bool(self.tasks) and self.turn % 4 == 0
+
+    def any_task(self, condition: Any) -> bool:
+        return any(map(condition, self.tasks.values()))
 
     # What programs do
 
@@ -230,7 +258,65 @@ class Queue(RuleBasedStateMachine):
             task.status = {"succeed": "succeeded", "fail": "failed", "retry": "waiting"}[how]
             task.output = 1 if how == "succeed" else None
             task.error = "X"
-            task.run_at = self.now + delay
+            task.run_at, task.awaits, task.deadline = self.now + delay, [], None
+
+    # From lesson 09 on
+
+    @precondition(lambda self: self.sleeps and self.any_task(lambda task: task.status == "running"))
+    @rule(
+        data=st.data(),
+        age=st.sampled_from([0, 0, 0, 0, 1, -1]),
+        durations=DURATIONS,
+        news=st.sampled_from([0, 0, 0, 1]),
+    )
+    def sleep(self, data, age, durations, news):
+        """Timers, and then a wait. news: completions that the run does not know of."""
+        id, task = self.some(data, "running")
+        attempt, mine = task.attempt - age, task.status == "running" and age == 0
+        for duration in durations:
+            opened = self.queue.open_timer(
+                id=id,
+                attempt=attempt,
+                position=len(task.opened) + 1,
+                name="sleep",
+                input="0",
+                moment=None,
+                duration=hours(duration),
+            )
+            assert opened == mine
+            if opened:
+                task.opened.append(attempt)
+                task.due[len(task.opened)] = self.now + duration
+        awaits = sorted(task.due) or [1]
+        deadline = awaits.pop() if len(awaits) > 1 and data.draw(st.booleans()) else None
+        wake_after = data.draw(st.integers(1, len(awaits)))
+        suspended = self.queue.suspend_task(
+            id=id,
+            attempt=attempt,
+            completions=task.completions - news,
+            awaits=awaits,
+            wake_after=wake_after,
+            deadline=deadline,
+        )
+        assert suspended == (mine and not news)
+        if suspended:
+            task.status, task.run_at, task.uncounted = "waiting", None, attempt
+            task.awaits, task.wake_after, task.deadline = awaits, wake_after, deadline
+
+    def ring(self, data: Any) -> None:
+        """Of each task, the first entry that is due."""
+        first = {
+            id: min(task.due, key=lambda position, task=task: (task.due[position], position))
+            for id, task in self.tasks.items()
+            if any(due <= self.now for due in task.due.values())
+        }
+        assert ("complete" in due_chores(self.queue)) == bool(first)
+        with self.locked(data, "tasks", self.tasks) as passed_over:
+            rung = {row.task_id: row.position for row in self.queue.complete_due_entries(**ALL)}
+        first.pop(passed_over, None)
+        assert rung == first
+        for id, position in rung.items():
+            self.tasks[id].ring(position)
 
     @rule(worker=WORKERS, lease=st.integers(1, 3))
     def heartbeat(self, worker, lease):
@@ -255,7 +341,10 @@ class Queue(RuleBasedStateMachine):
         due = [
             task
             for id, task in self.tasks.items()
-            if task.status == "waiting" and task.run_at <= self.now and id != passed_over
+            if task.status == "waiting"
+            and task.run_at is not None
+            and task.run_at <= self.now
+            and id != passed_over
         ]
         assert woken == len(due)
         for task in due:
@@ -282,6 +371,8 @@ class Queue(RuleBasedStateMachine):
                 and (timed_out or task.worker not in self.alive)
                 and id != passed_over
             ):
+                if task.worker not in self.alive and task.attempt in task.opened:
+                    task.uncounted = task.attempt
                 task.status = (
                     "queued" if task.attempt - task.uncounted < task.max_attempts else "failed"
                 )
@@ -311,6 +402,15 @@ class Queue(RuleBasedStateMachine):
 
     @rule(passed=st.integers(1, 3))
     def time_passes(self, passed):
+        self.move_clock(passed)
+
+    @precondition(lambda self: self.sleeps)
+    @rule(data=st.data(), passed=st.integers(0, 2))
+    def time_passes_and_timers_ring(self, data, passed):
+        self.move_clock(passed)
+        self.ring(data)
+
+    def move_clock(self, passed: int) -> None:
         self.now += passed
         self.world.look.execute(
             "update tasks set run_at = run_at - %(passed)s, started_at = started_at - %(passed)s",
@@ -319,10 +419,12 @@ class Queue(RuleBasedStateMachine):
         self.world.look.execute(
             "update workers set alive_until = alive_until - %s", (hours(passed),)
         )
+        if self.sleeps:
+            self.world.look.execute("update event_log set due_at = due_at - %s", (hours(passed),))
 
     # What people do, from lesson 05 and 06 on
 
-    @precondition(lambda self: self.tasks and hasattr(self.queue, "cancel_task"))
+    @precondition(lambda self: self.people and hasattr(self.queue, "cancel_task"))
     @rule(data=st.data())
     def cancel(self, data):
         id, task = self.some(data, *LIVE)
@@ -330,7 +432,7 @@ class Queue(RuleBasedStateMachine):
         if task.status in LIVE:
             task.status = "cancelled"
 
-    @precondition(lambda self: self.tasks and {"revive_task", "revive_tasks"} & {*dir(self.queue)})
+    @precondition(lambda self: self.people and {"revive_task", "revive_tasks"} & {*dir(self.queue)})
     @rule(data=st.data())
     def revive(self, data):
         id, task = self.some(data, "failed", "cancelled")
@@ -339,7 +441,7 @@ class Queue(RuleBasedStateMachine):
         if revived:
             task.status, self.by_hand = "queued", id
 
-    @precondition(lambda self: self.tasks and hasattr(self.queue, "replay_task"))
+    @precondition(lambda self: self.people and hasattr(self.queue, "replay_task"))
     @rule(data=st.data())
     def replay(self, data):
         id, task = self.some(data, *TERMINAL)
@@ -348,11 +450,16 @@ class Queue(RuleBasedStateMachine):
         if replayed:
             task.status, task.output, self.by_hand = "queued", None, id
             task.uncounted = task.attempt
+            if self.sleeps:
+                self.queue.delete_log(task_id=id)
+                task.opened, task.due, task.completions, task.awaits = [], {}, 0, []
+                task.deadline = None
 
     # What holds after each rule
 
     @invariant()
     def as_in_the_model(self):
+        self.turn += 1
         rows = self.world.look.execute(
             "select id, status, attempt, worker_id, output,"
             " case when status = 'failed' then split_part(error, ':', 1) end from tasks"
@@ -367,7 +474,17 @@ class Queue(RuleBasedStateMachine):
             self.seen[id] = (status, attempt)
         self.by_hand = None
 
+    @precondition(lambda self: self.sleeps)
+    @invariant()
+    def timers_as_in_the_model(self):
+        rows = self.world.look.execute(
+            "select id, completions, array(select position from event_log"
+            " where task_id = id and completion is null order by position) from tasks"
+        ).fetchall()
+        expected = {id: (task.completions, sorted(task.due)) for id, task in self.tasks.items()}
+        assert {id: tuple(row) for id, *row in rows} == expected
+
 
 def test_the_queue_does_what_the_model_does(world):
     machine = type("Queue", (Queue,), {"world": world})
-    run_state_machine_as_test(machine, settings=profile(examples=100, steps=40))
+    run_state_machine_as_test(machine, settings=profile(world.lesson, examples=100, steps=40))

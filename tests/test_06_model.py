@@ -25,7 +25,7 @@ from shared.processes import wait_until, within
 from shared.testing import Lesson, working
 from tests.helpers import ALL, hurry
 from tests.model import TERMINAL, profile
-from tests.programs import PROGRAMS, Expected, define_program, interpret
+from tests.programs import Expected, all_programs, define_program, interpret
 
 
 def as_json(value: Any) -> Any:
@@ -51,6 +51,7 @@ class Puppet:
     def __init__(self, lesson: Lesson, db: Any, name: str) -> None:
         self.db = replace(db)  # engines of its own
         self.name = name
+        lesson.worker.Worker._keep_up = lambda _worker, connection: connection.close()
         # Without a look first: an idle puppet waits where it claims.
         claim = lesson.claim.claim
         lesson.worker.claim = lambda *arguments, look_first: claim(*arguments)  # noqa: ARG005
@@ -123,7 +124,8 @@ class Puppet:
 
 
 PUPPETS = st.integers(0, 2)
-MOVES = st.sampled_from(["none"] * 10 + ["lose", "lose", "cut", "lose the answer"])
+FAULTS = ["lose", "lose", "cut", "lose the answer"]
+MOVES = st.sampled_from(["none"] * 10 + ["time passes"] * 2 + FAULTS)
 
 
 class Durable(RuleBasedStateMachine):
@@ -142,13 +144,15 @@ class Durable(RuleBasedStateMachine):
         self.world.look.execute("delete from event_log")
         self.seen: dict[int, tuple[str, int]] = {}
         self.recorded: dict[Any, Any] = {}
-        self.by_hand = False
+        self.by_hand = self.retried = False
+        self.sleeps = hasattr(self.world.queue, "open_timer")
         self.root = 0
         self.fork_id = 0
         self.expected = Expected()
 
-    @initialize(operations=PROGRAMS)
-    def begin(self, operations):
+    @initialize(data=st.data())
+    def begin(self, data):
+        operations = data.draw(all_programs(timed=self.sleeps))
         self.expected = interpret(operations)
         self.root = self.world.lesson.tasks.enqueue(
             self.world.connection, "program", as_json(operations), max_attempts=1_000_000
@@ -177,6 +181,7 @@ class Durable(RuleBasedStateMachine):
     WRITES: ClassVar = {
         "record_step": (1,),
         "spawn_child": (1,),
+        "open_timer": (1,),
         "settle_errors": (1, 2, 3),
         "suspend_task": (0, 1),
         "succeed_task": (1,),
@@ -191,7 +196,7 @@ class Durable(RuleBasedStateMachine):
                 "select 1 from tasks where status = 'queued' limit 1"
             ).fetchone()
             able = [puppet for puppet in self.puppets if queued or not puppet.idle]
-            if not able:
+            if not able or move == "time passes":
                 self.time_passes()
                 continue
             puppet = able[n % len(able)]
@@ -229,6 +234,18 @@ class Durable(RuleBasedStateMachine):
     def time_passes(self) -> None:
         self.world.look.execute("update tasks set run_at = run_at - interval '1 day'")
         list(self.world.queue.wake_tasks(**ALL))
+        if self.sleeps:
+            self.world.look.execute(
+                "update event_log set due_at = due_at - interval '1 day',"
+                " recorded_at = recorded_at - interval '1 day' where completion is null"
+            )
+            self.ring()
+            self.nothing_is_taken_back()
+
+    def ring(self) -> None:
+        """What is due; of each task one entry, and perhaps there are more."""
+        while list(self.world.queue.complete_due_entries(**ALL)):
+            pass
 
     # People
 
@@ -250,7 +267,7 @@ class Durable(RuleBasedStateMachine):
         if self.status() in allowed:
             with connection.begin():
                 again(connection, self.root)
-            self.by_hand = True
+            self.by_hand = self.retried = True
         else:
             with pytest.raises(self.world.lesson.inputs.BadInput), connection.begin():
                 again(connection, self.root)
@@ -260,8 +277,10 @@ class Durable(RuleBasedStateMachine):
     def fork(self, position):
         """Before the first error: a kept one is never mended."""
         ((known,),) = self.world.look.execute(
-            "select coalesce(min(position) filter (where error is not null) - 1, max(position), 0)"
-            " from event_log where task_id = %s",
+            "select coalesce("
+            "  min(position) filter (where error is not null and kind <> 'timer') - 1,"
+            "  max(position), 0"
+            ") from event_log where task_id = %s",
             (self.root,),
         ).fetchall()
         connection = self.world.transaction
@@ -286,14 +305,30 @@ class Durable(RuleBasedStateMachine):
         ):
             entry = (kind, name, input, output)
             assert self.recorded.setdefault((*place, log_id), entry) == entry
-        assert (
-            self.world.look.execute(
-                "select id from tasks"
-                " where status = 'waiting' and run_at is null and wake_after <= 0"
-            ).fetchall()
-            == []
-        ), "it waits, and what it waits for has come"
+        come = "run_at is null and wake_after <= 0"
+        if self.sleeps:
+            come += (
+                " or exists (select from event_log where task_id = id and completion is not null"
+                " and position = deadline)"
+            )
+        waiting = f"select * from tasks where status = 'waiting' and ({come})"  # noqa: S608
+        waiting = self.world.look.execute(waiting).fetchall()
+        assert waiting == [], "it waits, and what it waits for has come"
+        counted = self.world.look.execute(
+            "select completions, count(completion), count(distinct completion),"
+            " coalesce(max(completion), 0) from tasks left join event_log on task_id = tasks.id"
+            " group by tasks.id"
+        )
+        for completions, entries, ranks, last in counted:
+            assert entries == ranks <= last <= completions
+            assert self.retried or last == completions, "a completion is no entry's"
+        if self.sleeps:
+            early = "completion is not null and due_at > clock_timestamp()"
+            assert self.found(early) == [], "the clock was early"
         self.by_hand = False
+
+    def found(self, entries):
+        return self.world.look.execute(f"select * from event_log where {entries}").fetchall()  # noqa: S608
 
     # When nothing goes wrong any more
 
@@ -326,6 +361,9 @@ class Durable(RuleBasedStateMachine):
             ).fetchone()
             busy = [puppet for puppet in self.puppets if not puppet.idle]
             if live == (0,) and not busy:
+                if self.sleeps:
+                    self.ring()
+                    assert self.found("completion is null and due_at <= clock_timestamp()") == []
                 return
             for puppet in busy or self.puppets[:1]:
                 self.go(puppet)
@@ -349,8 +387,8 @@ class Durable(RuleBasedStateMachine):
         assert [row[:3] for row in rows] == [
             (position, *entry[:2]) for position, entry in enumerate(expected.log, 1)
         ]
-        for (*_, child_id, completion), (kind, _, child) in zip(rows, expected.log, strict=True):
-            assert kind == "step" or completion is not None
+        for (*_, child_id, completion), (kind, name, child) in zip(rows, expected.log, strict=True):
+            assert completion is not None or kind == "step" or name == "timeout"
             if child is not None:
                 self.check(child_id, child)
 
@@ -372,7 +410,7 @@ class Durable(RuleBasedStateMachine):
 
 
 def test_a_program_ends_as_interpreted_whatever_goes_wrong(world):
-    hurry(world.lesson, poll=0.001, upkeep=10_000)
+    hurry(world.lesson, poll=0.001)
     effects: list[tuple[str, str, int]] = []
     define_program(world.lesson, effects)
     with ExitStack() as stack:
@@ -382,4 +420,4 @@ def test_a_program_ends_as_interpreted_whatever_goes_wrong(world):
         machine = type(
             "Durable", (Durable,), {"world": world, "puppets": puppets, "effects": effects}
         )
-        run_state_machine_as_test(machine, settings=profile(examples=30, steps=12))
+        run_state_machine_as_test(machine, settings=profile(world.lesson, examples=30, steps=12))

@@ -1,23 +1,27 @@
 """Lesson 09: a task sleeps without a slot, and wakes at the moment that was recorded once."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta, timezone
 
 import pytest
 
 from bench.growth import buffers, scans
-from shared.processes import working
+from shared.processes import within, working
 from shared.testing import task_row, wait_for_status
 from tests.helpers import (
     ALL,
     ENDED,
     attempt,
     claim_one,
+    drop_workers,
     enqueue,
     execute,
     log_of,
     new_task,
     program,
     queries,
+    submitted,
 )
 
 HOUR = timedelta(hours=1)
@@ -65,6 +69,25 @@ def test_the_moment_is_recorded_once_whoever_runs_the_task(lesson, db):
     assert asleep(lesson, db, id, lambda ctx: ctx.sleep(HOUR)) == first
     row = task_row(db, id)
     assert (row.status, row.awaits, row.wake_after, row.deadline) == ("waiting", [1], 1, None)
+
+
+@pytest.mark.parametrize("wrong", [HOUR, -HOUR], ids=["ahead", "behind"])
+def test_a_clock_that_is_wrong_makes_no_sleep_longer_or_shorter(lesson, db, monkeypatch, wrong):
+    class Wrong(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.now(tz) + wrong
+
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + wrong.total_seconds())
+    for module in (lesson.children, lesson.timers):
+        monkeypatch.setattr(module, "datetime", Wrong)
+    (entry,) = asleep(lesson, db, new_task(lesson, db), lambda ctx: ctx.sleep(HOUR))
+    assert abs(entry.due_at - entry.recorded_at - HOUR) < timedelta(seconds=1)
+    program(lesson, lambda ctx, seconds: ctx.sleep(timedelta(seconds=seconds)), "nap")
+    id = enqueue(lesson, db, "nap", 0.3)
+    with working(lesson.worker.Worker(db, "w")):
+        assert wait_for_status(db, id, "succeeded").started_at >= log_of(db, id)[0].due_at
 
 
 def test_nobody_is_woken_early_and_who_is_due_is_woken_once(lesson, db):
@@ -202,9 +225,9 @@ def test_a_timer_that_is_opened_twice_keeps_its_time_and_its_answer(lesson, db):
     task = claim_one(lesson, db, id)
     with queries(lesson, db) as queue:
         assert open_timer(queue, id, task.attempt) == 1
-        due = log_of(db, id)[0].due_at
+        opened = log_of(db, id)
         assert open_timer(queue, id, task.attempt) == 1
-        assert log_of(db, id)[0].due_at == due
+        assert log_of(db, id) == opened, "how long it was to last, too: a retry asks for that"
         due_now(db)
         assert ring(lesson, db) == 1
         rung = log_of(db, id)[0]
@@ -218,6 +241,25 @@ def test_an_attempt_that_is_over_opens_no_timer(lesson, db):
     with attempt(lesson, db, id) as (_, queue):
         assert open_timer(queue, id, old.attempt) == 0
         assert open_timer(queue, id, old.attempt + 1, position=2) == 0, "a log has no holes"
+    assert log_of(db, id) == []
+
+
+def test_a_timer_waits_for_who_is_just_taking_the_task_away(lesson, db):
+    """`exists (...)` would look at a snapshot in which the task is still ours, and write."""
+    id = new_task(lesson, db)
+    task = claim_one(lesson, db, id)
+    drop_workers(db)
+    with ThreadPoolExecutor(1) as thread, db.engine.connect() as connection:
+        (lost,) = lesson.queries.Querier(connection).take_back_tasks(**ALL)  # not committed yet
+        assert lost.id == id
+
+        def late_write():
+            with queries(lesson, db) as queue:
+                return open_timer(queue, id, task.attempt)
+
+        late = submitted(db, thread, late_write)
+        connection.commit()
+        assert late.result(timeout=within(20)) == 0
     assert log_of(db, id) == []
 
 

@@ -19,14 +19,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_the_benchmark_measures_a_lesson_and_the_floor(tmp_path: Path) -> None:
     file = tmp_path / "numbers.json"
-    options = ["--quick", "--tasks", "20", "--lessons", "08", "--json", str(file)]
+    options = ["--quick", "--tasks", "20", "--lessons", "09", "--json", str(file)]
     status, output = run([sys.executable, "-m", "bench", *options], ROOT, environment())
     assert status == 0, output
 
     result = json.loads(file.read_text())
     assert set(result) == {"settings", "count", "sizes", "rounds", "summary"}
     assert {"server_version", "fsync", "synchronous_commit", "cores"} <= set(result["settings"])
-    assert {name: len(rounds) for name, rounds in result["rounds"].items()} == {"floor": 1, "08": 1}
+    assert {name: len(rounds) for name, rounds in result["rounds"].items()} == {"floor": 1, "09": 1}
     (floor,), (lesson,) = result["rounds"].values()
     assert all(value > 0 for value in (*floor.values(), *lesson.values()))
     # The last lesson can do all that is measured, but for what is only the database's.
@@ -43,7 +43,7 @@ def test_the_benchmark_measures_a_lesson_and_the_floor(tmp_path: Path) -> None:
     assert result["summary"] == summary(result["rounds"])
     both = result["summary"]["drain_1"]
     assert both["floor"]["ratio"] == 1
-    assert both["08"]["ratio"] == lesson["drain_1"] / floor["drain_1"]
+    assert both["09"]["ratio"] == lesson["drain_1"] / floor["drain_1"]
     assert "drain, 1 worker process" in output
 
 
@@ -64,7 +64,7 @@ def headings(page: str) -> list[str]:
 def test_the_pages_and_the_picture_are_made_from_the_figures(postgres: str, tmp_path: Path) -> None:
     rounds = {
         name: [{measure.key: place + n for place, measure in enumerate(MEASURES, 1)}]
-        for n, name in enumerate(("floor", "08"))
+        for n, name in enumerate(("floor", "09"))
     }
     result = {
         "settings": settings(postgres),

@@ -17,7 +17,7 @@ from faults.proxy import Proxy, writes
 from faults.stepper import ANSWERS
 from shared.lessons import find, number
 
-FIRST, QUEUE, LOG, CHILDREN, LAST = map(find, ("01", "03", "04", "06", None))
+FIRST, QUEUE, LOG, CHILDREN, SLEEP, LAST = map(find, ("01", "03", "04", "06", "09", None))
 
 
 @pytest.fixture
@@ -48,6 +48,8 @@ def test_a_worker_is_killed_at_every_commit(crash, path, when):
         (FIRST, 3, "ClaimTask", "running"),
         (LOG, 17, "RecordStep", "arrive"),
         (CHILDREN, 16, "SucceedTask", "tour: waiting -> queued"),
+        (SLEEP, 38, "OpenTimer", "timer sleep"),
+        (SLEEP, 41, "CompleteDueEntries", "tour: waiting -> queued"),
     ],
     ids=lambda value: value.name if hasattr(value, "name") else str(value),
 )
@@ -147,6 +149,16 @@ def test_the_witness_sees_what_must_never_be():
         test.rows("update event_log set output = '9' where task_id = %s and position = 1", id)
         test.rows("update event_log set output = '9' where task_id = %s and position = 2", id)
         test.rows("update event_log set settled = false where task_id = %s and position = 4", id)
+        tomorrow = "update event_log set due_at = due_at + interval '1 day'"
+        test.rows(tomorrow + " where task_id = %s and kind = 'timer'", id)
+        for output, completion in ((None, None), ("null", 99)):
+            test.rows(
+                "update event_log set output = %s, completion = %s"
+                " where task_id = %s and kind = 'timer' and name = 'sleep'",
+                output,
+                completion,
+                id,
+            )
         test.rows(
             "update tasks set attempt = attempt + 1, completions = completions + 1 where id = %s",
             id,
@@ -157,6 +169,9 @@ def test_the_witness_sees_what_must_never_be():
         "a step was recorded twice",
         "an error was settled by a run that was not the task's",
         "the end of a child was told twice",
+        "a timer's moment was changed",
+        "a timer rang before its time",
+        "a timer rang twice",
         "a task does not count what was completed in its log",
         "has left succeeded",
         "1 tasks ran at once, and the limit was 0",

@@ -7,6 +7,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from datetime import timedelta
 from functools import partial
 from types import SimpleNamespace
 
@@ -401,6 +402,43 @@ def test_every_lesson_has_a_picture(number, postgres):
         assert "task 1: running → succeeded" in texts
         assert [column.status for column in seen.columns][:2] == ["queued", "running"]
         assert seen.grids == []
+
+
+def test_a_task_that_sleeps_says_for_how_long(postgres):
+    days = timedelta(days=10)
+    with tables("09") as nine, watched(nine.db, postgres) as history:
+
+        @nine.context.durable
+        def nap(ctx, _):
+            ctx.sleep(days)
+
+        @nine.context.durable
+        def wait(ctx, both):
+            child = ctx.spawn(nine.app.nothing, None, queue="nobodys")
+            ctx.gather(child, *([ctx.timer(days)] if both else []), timeout=days / 2)
+
+        with nine.db.autocommit.connect() as connection:
+            for task, input in ((nap, None), (wait, False), (wait, True)):
+                nine.tasks.enqueue(connection, task.__name__, input)
+        with working(nine.worker.Worker(nine.db, "a")):
+            wait_until(lambda: counts(history) == {"waiting": 3, "queued": 2}, "all wait")
+        waiting = next(c for c in view(history).columns if c.status == "waiting").cards
+        assert [card.tags[-1] for card in waiting] == [
+            ("due", "sleeps for 10 days"),
+            ("due", "waits for 1 child, 5 days at most"),
+            ("due", "waits for 2 entries, 5 days at most"),
+        ]
+        assert waiting[2].entries == ["child open", "timer open", "timer open"]
+        (entry,) = view(history, task="1").task.log
+        ((due_at,),) = execute(nine.db, "select due_at::text from event_log where task_id = 1")
+        assert entry.remarks == ["attempt 1", f"due at {due_at[:19]}"]
+        console = Console(width=180, height=40, record=True, file=io.StringIO())
+        console.print(draw(view(history), "09", 40))
+        assert "nap ◇" in console.export_text()
+        execute(nine.db, "update event_log set due_at = now() where task_id = 1")
+        with working(nine.worker.Worker(nine.db, "a")):
+            wait_until(lambda: counts(history).get("succeeded") == 1, "it has woken")
+        assert view(history, task="1").task.log[0].kind == "timer"
 
 
 def test_without_the_log_the_tables_are_read_again_and_again(six, postgres):

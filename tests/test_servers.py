@@ -2,12 +2,13 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 from contextlib import ExitStack
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psycopg
@@ -17,10 +18,11 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from shared import session
 from shared.database import Database, LessonError, open_database
-from shared.lessons import LESSONS, lessons
+from shared.lessons import LESSONS, find, lessons
 from shared.processes import WorkerProcess, wait_until, working
 from shared.session import SETTINGS
-from shared.testing import Lesson, environment, wait_for_status
+from shared.testing import Lesson, environment, task_row, wait_for_status
+from tests.helpers import enqueue, execute, log_of, program
 
 LAST = lessons()[-1]
 # For each setting, one that a server may well have.
@@ -430,13 +432,22 @@ def standby(own_server, monkeypatch):
     """A server that can be read from until it is promoted, as after the loss of its primary."""
     with open_database(LAST, reset=True):
         pass
-    own_server.stop()
-    signal = own_server.data / "standby.signal"
-    signal.touch()
-    os.chown(signal, own_server.user, own_server.group)
-    monkeypatch.setattr(own_server, "answers", lambda: answers(own_server.url))
-    own_server.start()
+    start_as_standby(own_server, monkeypatch)
     return own_server
+
+
+def start_as_standby(own, monkeypatch):
+    own.stop()
+    marker = own.data / "standby.signal"
+    marker.touch()
+    os.chown(marker, own.user, own.group)
+    monkeypatch.setattr(own, "answers", lambda: answers(own.url))
+    own.start()
+
+
+def promote(own):
+    with psycopg.connect(own.url, autocommit=True) as connection:
+        connection.execute("select pg_promote()")
 
 
 def answers(url):
@@ -452,8 +463,7 @@ def test_a_worker_that_starts_during_a_failover_waits_for_a_primary(standby):
     try:
         wait_until(lambda: "waiting for a primary" in worker.output(), "it says that it waits")
         assert worker.exit_status is None
-        with psycopg.connect(standby.url, autocommit=True) as connection:
-            connection.execute("select pg_promote()")
+        promote(standby)
         wait_until(worker.has_started, "it works")
         assert worker.exit_status is None, worker.output()
     finally:
@@ -466,3 +476,33 @@ def test_nobody_waits_for_a_primary_for_ever(standby, options):
     url = make_conninfo(standby.url, **options)
     with environment(DATABASE_URL=url, TEST_PATIENCE="0.05"):
         assert "after 1.5 s there is still no primary" in refused(reset=False)
+
+
+@pytest.mark.parametrize("there_is", ["no server", "only a standby"])
+def test_timers_that_come_due_while_nobody_can_write(own_server, monkeypatch, caplog, there_is):
+    lesson = Lesson(find("09"))
+    program(lesson, lambda ctx, seconds: ctx.sleep(timedelta(seconds=seconds)))
+    with (
+        open_database(lesson.path, reset=True) as db,
+        working(lesson.worker.Worker(db, "w", slots=2)),
+    ):
+        ids = [enqueue(lesson, db, "program", 3600) for _ in range(3)]
+        for id in ids:
+            wait_for_status(db, id, "waiting")
+        # The last one may come due when the server is there again.
+        execute(db, "update event_log set due_at = clock_timestamp() + task_id * interval '1 s'")
+        due = [log_of(db, id)[0].due_at for id in ids]
+        if there_is == "no server":
+            own_server.stop(signal.SIGQUIT)
+        else:
+            start_as_standby(own_server, monkeypatch)
+        wait_until(lambda: datetime.now(UTC) > due[1], "two are due")
+        if there_is == "no server":
+            own_server.start()
+        else:
+            wait_until(lambda: "read-only" in caplog.text, "the worker is refused")
+            assert [task_row(db, id).status for id in ids] == 3 * ["waiting"]
+            promote(own_server)
+        for id, moment in zip(ids, due, strict=True):
+            assert wait_for_status(db, id, "succeeded").started_at >= moment
+            assert log_of(db, id)[0].due_at == moment
