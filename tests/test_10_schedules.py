@@ -17,6 +17,7 @@ from tests.helpers import (
     count,
     due_chores,
     execute,
+    hurry,
     in_threads,
     only,
     patiently,
@@ -304,6 +305,13 @@ def test_the_upkeep_sleeps_until_the_next_tick(lesson, db):
     with queries(lesson, db) as queue:
         upkeep.next(queue, 0)
     assert upkeep.pause() >= 300
+
+
+def test_the_tick_after_a_tick_is_in_time_though_the_upkeep_looks_hardly_ever(lesson, db):
+    hurry(lesson, upkeep=600)
+    put(lesson, db, cron=EVERY_SECOND)
+    with working(lesson.worker.Worker(db, "w")):
+        wait_until(lambda: count(db, "succeeded") >= 2, "two ticks")
 
 
 def test_four_workers_and_a_tick_each_second(lesson, db):

@@ -131,29 +131,30 @@ def next_tick(cron: object, timezone: object, after: datetime) -> datetime:
     raise BadInput(f"{cron!r:.50}: {why}; cron is {fields}, as in '30 2 * * *'")
 
 
-def tick(queries: Querier) -> list[ListDueSchedulesRow]:
-    """Start the tasks of all schedules that are due, as all other workers do at the same time."""
+def tick(queries: Querier) -> int:
+    """Start the tasks of all schedules that are due, as all other workers do; how many it was."""
     due = list(queries.list_due_schedules())
-    refused = 0
+    started = refused = 0
     for schedule in due:
         try:
-            start(queries, schedule)
+            started += start(queries, schedule)
         except DBAPIError as error:  # the others are not to blame
             refused += 1
             if unreachable(error) or refused == len(due):
                 raise
             complain(error)
-    return due
+    return started
 
 
-def start(queries: Querier, schedule: ListDueSchedulesRow) -> None:
+def start(queries: Querier, schedule: ListDueSchedulesRow) -> int:
+    """How many tasks it has started."""
     name, ticks, next_at, error = schedule.name, list[datetime](), None, None
     try:
         ticks, next_at = due_ticks(schedule)
     except BadInput as bad:  # somebody has typed it into the table
         error = describe(bad)
         log.warning("schedule %s is paused: %s", name, error)
-    queries.start_ticks(
+    return queries.start_ticks(
         name=name,
         cron=schedule.cron,
         timezone=schedule.timezone,
