@@ -1,0 +1,150 @@
+"""The tasks of this lesson's story: what a user of the engine writes."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from context import Context, durable
+from shared.outside import Outside
+from tasks import NonRetryableError, task, task_key
+
+outside = Outside(Path(__file__).parent)
+
+Order = dict[str, Any]  # id, items; die_at: where the worker dies the first time it comes there
+
+
+@durable
+def fulfil(ctx: Context, order: Order) -> str:
+    """Charge the card, reserve the items side by side, confirm. No item: a person decides."""
+    payment = ctx.step(charge_card, order)
+    reservations = [ctx.spawn(reserve, {**order, "item": item}) for item in order["items"]]
+    parcel = ctx.gather(*reservations)
+    ctx.step(send_confirmation, order)
+    return f"{payment}; {', '.join(parcel)}"
+
+
+@durable
+def ship(ctx: Context, order: Order) -> str:
+    """Charge the card, and send a parcel to where the customer lives."""
+    ctx.step(charge_card, order)
+    address = ctx.step(look_up_address, order)
+    return ctx.step(send_parcel, order, address)
+
+
+@task
+def reserve(order: Order) -> str:
+    """A child task: it is retried by itself, and runs on whichever worker has a free slot."""
+    if order["item"] == "lamp" and "lamp: in stock" not in outside.effects():
+        raise NonRetryableError("sold out")
+    time.sleep(0.1)
+    return effect(task_key(), f"{order['item']} reserved", order)
+
+
+@durable
+def fulfil_all(ctx: Context, orders: list[Order]) -> list[str]:
+    """Durable tasks can be children themselves."""
+    return ctx.gather(*(ctx.spawn(fulfil, order) for order in orders))
+
+
+@durable
+def wait_for_a_nap(ctx: Context, seconds: float) -> None:
+    ctx.run(sleep, seconds, queue="default")
+
+
+def charge_card(key: str, order: Order) -> str:
+    return effect(key, "card charged", order)
+
+
+def send_confirmation(key: str, order: Order) -> str:
+    return effect(key, "confirmation sent", order)
+
+
+def look_up_address(_key: str, order: Order) -> str:
+    moved = f"order {order['id']}: the customer has moved" in outside.effects()
+    return "Oak Street" if moved else "Elm Street"
+
+
+def send_parcel(key: str, order: Order, address: str) -> str:
+    return effect(key, f"parcel sent to {address}", order)
+
+
+def effect(key: str, what: str, order: Order) -> str:
+    die(f"before: {what}", order)
+    outside.record(f"order {order['id']}: {what}, key {key}")
+    die(f"after: {what}", order)
+    return what
+
+
+def die(where: str, order: Order) -> None:
+    """kill -9 of this worker, by itself, if the order says so; only once for each order."""
+    if order.get("die_at") == where:
+        died = f"order {order['id']}: the worker dies, {where}"
+        if died not in outside.effects():
+            outside.record(died)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@task
+def send_receipt(order: int) -> str:
+    """Send one e-mail; here, add a line to outside.log with the order and the process."""
+    time.sleep(0.005)  # the mail server
+    outside.record(f"receipt {order} by process {os.getpid()}")
+    return f"receipt for order {order}"
+
+
+@task
+def divide(numbers: list[float]) -> float:
+    dividend, divisor = numbers
+    return dividend / divisor
+
+
+@task
+def work(seconds: float) -> None:
+    """Say when it starts and when it ends, so that outside.log shows how many ran at once."""
+    outside.record(f"start by process {os.getpid()}")
+    time.sleep(seconds)
+    outside.record(f"end by process {os.getpid()}")
+
+
+@task
+def flaky(fails: int) -> str:
+    """Fails so many times, and then works."""
+    outside.record(f"flaky {fails}")
+    if outside.effects().count(f"flaky {fails}") <= fails:
+        raise ConnectionError("no answer")
+    return "an answer"
+
+
+@task
+def hopeless(_: None) -> None:
+    raise NonRetryableError("there is no such address")
+
+
+@task
+def slow_once(name: str) -> int:
+    """Takes a minute when it is run for the first time. Returns how often it was run."""
+    outside.record(f"slow_once {name}")
+    runs = outside.effects().count(f"slow_once {name}")
+    if runs == 1:
+        time.sleep(60)
+    return runs
+
+
+@task
+def crash(_: None) -> None:
+    """What a bug in a C library does: no exception, the process is gone."""
+    outside.record("crash")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@task
+def nothing(_: None) -> None:
+    """For measuring what the queue itself costs."""
+
+
+@task
+def sleep(seconds: float) -> None:
+    """A slow task: time to look at the table, and to kill its worker."""
+    time.sleep(seconds)
