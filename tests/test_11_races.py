@@ -65,7 +65,8 @@ def check_completions(db):
         execute(
             db,
             "select id from tasks left join event_log on task_id = id group by id, completions"
-            " having (completions, completions) <> (count(completion), coalesce(max(completion), 0))",
+            " having completions <> count(completion)"
+            " or completions <> coalesce(max(completion), 0)",
         )
         == []
     )
