@@ -3,10 +3,13 @@
 import os
 import signal
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from context import Context, durable
+from errors import WaitTimeout
+from inputs import Json
 from shared.outside import Outside
 from tasks import NonRetryableError, task, task_key
 
@@ -31,6 +34,42 @@ def ship(ctx: Context, order: Order) -> str:
     ctx.step(charge_card, order)
     address = ctx.step(look_up_address, order)
     return ctx.step(send_parcel, order, address)
+
+
+@durable
+def refund(ctx: Context, order: Order) -> str:
+    """Above 1,000 a person decides, is reminded, and in the end asked no longer."""
+    if order["amount"] > 1000:
+        ctx.step(ask, order)
+        approval = ctx.signal("approval", timeout=timedelta(seconds=order["patience"]))
+        reminder = ctx.timer(timedelta(seconds=order["reminder"]))
+        if ctx.first_of(approval, reminder) == reminder:
+            ctx.step(remind, order)
+        try:
+            who = ctx.result(approval)
+        except WaitTimeout:
+            return "nobody has decided: not paid"
+        return f"approved by {who}; {ctx.step(pay, order)}"
+    return ctx.step(pay, order)
+
+
+@durable
+def refund_by_looking(ctx: Context, order: Order) -> str:
+    """As in lesson 09: a step looks for the answer, and then the next one does."""
+    while not ctx.step(look_for_approval, order):
+        time.sleep(0.1)
+    return ctx.step(pay, order)
+
+
+@durable
+def send_when_open(ctx: Context, parcel: int) -> str:
+    ship = ctx.wait_event("the harbour is open")
+    return f"parcel {parcel} sent by {ship}"
+
+
+@durable
+def receive_one(ctx: Context, _: int) -> Json:
+    return ctx.receive("a")
 
 
 @task
@@ -68,6 +107,22 @@ def look_up_address(_key: str, order: Order) -> str:
 
 def send_parcel(key: str, order: Order, address: str) -> str:
     return effect(key, f"parcel sent to {address}", order)
+
+
+def ask(key: str, order: Order) -> str:
+    return effect(key, "asked for an approval", order)
+
+
+def remind(key: str, order: Order) -> str:
+    return effect(key, "reminder sent", order)
+
+
+def pay(key: str, order: Order) -> str:
+    return effect(key, "paid back", order)
+
+
+def look_for_approval(_key: str, order: Order) -> bool:
+    return f"order {order['id']}: approved" in outside.effects()
 
 
 def effect(key: str, what: str, order: Order) -> str:
