@@ -62,8 +62,8 @@ def approved(db: Database) -> None:
         wait_until(lambda: worker.exit_status is not None, "the worker is killed")
         say("the timer has come first; the worker is killed -9, before the reminder is sent")
     say("no worker is alive; somebody types the approval into psql, twice:")
+    say(f"  {APPROVAL % id}")
     for _ in range(2):
-        say(f"  {APPROVAL % id}")
         say(f"  {by_hand(db, APPROVAL % id)}")
     with worker_processes(HERE, "b", options=SHORT_LEASE):
         wait_until(lambda: status(db, id) == "succeeded", "it is paid")

@@ -272,12 +272,12 @@ create trigger tell_parent_of_deletion after delete on tasks for each row
 when (old.parent_id is not null and old.status in ('queued', 'running', 'waiting'))
 execute function tell_parent();
 
--- Makes a pair of a message and an open signal, if there are both; the oldest of each. It is called after
--- each insert of either, so never do both remain. The task's row is locked first, in a statement of its own,
--- and only then does it look: of two who come at once, the second waits until the first has committed, and
--- its look, which is younger than that, finds what the first has written. Without the lock, each would miss
--- the other, and the task would sleep beside its message. A transaction that keeps to the snapshot with
--- which it began would miss it in spite of the lock, and so is refused.
+-- Makes a pair of a message and an open signal, if there are both: of the oldest of each. It is called after
+-- each insert of either, so both never remain. First the task's row is locked, in a statement of its own, and
+-- only then does it look: of two that come at once, the second waits until the first has committed, and its
+-- look, which is younger than that, finds what the first has written. Without the lock, each would miss the
+-- other, and the task would sleep beside its message. A transaction that keeps to an old snapshot would miss
+-- it in spite of the lock, and is refused.
 -- With the rights of the tables' owner: whoever may send need not be allowed to write into logs.
 create function deliver() returns trigger
 language plpgsql security definer set search_path from current as $$
@@ -302,18 +302,16 @@ begin
     select * into message from messages
     where task_id = new.task_id and name = new.name and position is null
     order by id limit 1;
-    if its_position is null or message.id is null then
-        return null;
+    if its_position is not null and message.id is not null then
+        update messages set position = its_position where id = message.id;
+        perform complete_entry(
+            new.task_id, its_position,
+            case when message.error is null then message.payload end,
+            case when message.error is not null then json_build_object(
+                'type', 'SignalError', 'error', message.error, 'traceback', '', 'final', true
+            ) end
+        );
     end if;
-
-    update messages set position = its_position where id = message.id;
-    perform complete_entry(
-        new.task_id, its_position,
-        case when message.error is null then message.payload end,
-        case when message.error is not null then json_build_object(
-            'type', 'SignalError', 'error', message.error, 'traceback', '', 'final', true
-        ) end
-    );
     return null;
 end
 $$;
