@@ -225,14 +225,21 @@ def test_of_a_send_and_a_receive_at_the_same_moment_the_second_sees_the_first(le
 def test_two_senders_at_once_do_not_wait_for_each_other(lesson, db):
     """They would if each first locked the task's row weakly, as a foreign key does."""
     id = new_task(lesson, db)
+    # Both have written their rows, and checked what is checked at once, before either goes on.
+    execute(
+        db,
+        "create function meet() returns trigger language plpgsql as $$ begin"
+        " perform pg_advisory_xact_lock_shared(hashtextextended('meet', 0)); return null; end $$;"
+        " create trigger b_meet after insert on messages for each row execute function meet()",
+    )
 
     def insert(n):
         execute(db, INSERT, id, "a", str(n))
 
     with db.connect() as holder, ThreadPoolExecutor(2) as threads:
-        holder.execute("select from tasks where id = %s for update", (id,))
+        holder.execute("select pg_advisory_xact_lock(hashtextextended('meet', 0))")
         futures = [threads.submit(insert, n) for n in range(2)]
-        wait_until(lambda: waiting_for_a_lock(db) == 2, "both wait")
+        wait_until(lambda: waiting_for_a_lock(db) == 2, "both have come so far")
         holder.commit()
         for future in futures:
             future.result(timeout=within(20))
