@@ -21,6 +21,8 @@ TASKS = {
     "break_down, which fails for good and is caught; arrive",
     "tour": "durable: the step set_out; two children note side by side; a child "
     "lost_for_good, whose failure is caught; a child journey; the step come_home",
+    "answered": "durable: receives a message and a failure, which were sent before; an event, "
+    "which has happened; the step take_note",
 }
 Log = list[tuple[str, str]]  # kind and name of each entry
 
@@ -136,6 +138,23 @@ def register_durable(engine: Any, outside: Outside, note: Any, lost_for_good: An
         got.append(ctx.run(journey, 2))
         return ctx.step(come_home, got)
 
+    if not hasattr(engine, "SignalError"):
+        return
+
+    def take_note(key: str, got: list[Any]) -> list[Any]:
+        effect("take_note", key)
+        return got
+
+    @engine.durable
+    def answered(ctx: Any, _: None) -> list[Any]:
+        got: list[Any] = [ctx.receive("answer")]
+        try:
+            ctx.receive("answer")
+        except engine.SignalError as error:
+            got.append(str(error))
+        got.append(ctx.wait_event("it has happened"))
+        return ctx.step(take_note, got)
+
 
 JOURNEY: Log = [("step", "pack"), ("step", "pay"), ("step", "break_down"), ("step", "arrive")]
 TOUR: Log = [
@@ -145,6 +164,14 @@ TOUR: Log = [
     ("child", "lost_for_good"),
     ("child", "journey"),
     ("step", "come_home"),
+]
+
+
+ANSWERED: Log = [
+    ("signal", "answer"),
+    ("signal", "answer"),
+    ("event", "it has happened"),
+    ("step", "take_note"),
 ]
 
 
@@ -174,9 +201,22 @@ def enqueue(engine: Any, number: int, connection: sa.Connection) -> dict[int, Ex
         id = add(connection, "journey", 1)
         expected[id] = Expected("journey", "succeeded", journeyed(1), JOURNEY)
     else:
+        if number >= 11:
+            expected |= enqueue_answered(engine, connection)
         home = ["set_out", 10, 11, "NonRetryableError", journeyed(2)]
         expected[add(connection, "tour", None)] = Expected("tour", "succeeded", home, TOUR)
     return expected
+
+
+def enqueue_answered(engine: Any, connection: sa.Connection) -> dict[int, Expected]:
+    """All answers are there, and there is no event to tell of: so there is one order of commits."""
+    id = engine.enqueue(connection, "answered", None)
+    engine.send(connection, id, "answer", "yes")
+    engine.send_error(connection, id, "answer", "no")
+    engine.emit(connection, "it has happened", "today")
+    connection.execute(sa.text("update events set told = true"))
+    got = ["yes", "answer: no", "today"]
+    return {id: Expected("answered", "succeeded", got, ANSWERED)}
 
 
 def children() -> list[Expected]:
