@@ -104,13 +104,14 @@ def too_late(db: Database) -> None:
 
 
 def happened(db: Database) -> None:
-    scene("Three parcels wait for one event")
+    scene("Three parcels wait for one event, and later a fourth one")
     with working(Worker(db, "a")), db.autocommit.connect() as connection:
         ids = [enqueue_one(db, "send_when_open", n) for n in (1, 2, 3)]
         wait_until(lambda: all(status(db, id) == "waiting" for id in ids), "they wait")
         firsts = [emit(connection, "the harbour is open", ship) for ship in ("Ada", "Bea")]
-        ids.append(enqueue_one(db, "send_when_open", 4))
         wait_until(lambda: all(status(db, id) == "succeeded" for id in ids), "they are sent")
+        ids.append(enqueue_one(db, "send_when_open", 4))
+        wait_until(lambda: status(db, ids[-1]) == "succeeded", "the last one is sent, too")
     say(f"emitted twice: {firsts}")
     say("; ".join(get(db, id).output for id in ids))
     check({get(db, id).output.split(" by ")[1] for id in ids} == {"Ada"}, "the first payload stays")

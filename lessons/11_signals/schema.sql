@@ -272,12 +272,12 @@ create trigger tell_parent_of_deletion after delete on tasks for each row
 when (old.parent_id is not null and old.status in ('queued', 'running', 'waiting'))
 execute function tell_parent();
 
--- Makes a pair of a message and an open signal, if there are both: of the oldest of each. It is called after
--- each insert of either, so both never remain. First the task's row is locked, in a statement of its own, and
--- only then does it look: of two that come at once, the second waits until the first has committed, and its
--- look, which is younger than that, finds what the first has written. Without the lock, each would miss the
--- other, and the task would sleep beside its message. A transaction that keeps to an old snapshot would miss
--- it in spite of the lock, and is refused.
+-- Makes a pair of the oldest unread message and the oldest open signal of a name, if there are both. It is
+-- called after each insert of either, so the two are never left side by side. The task's row is locked in a
+-- statement of its own, and only then does it look: of two that come at once, the second waits until the
+-- first has committed, and its look, which is younger than that, finds what the first has written. Without the
+-- lock, each would miss the other. A transaction that keeps to an old snapshot would miss it in spite of the
+-- lock, and is refused.
 -- With the rights of the tables' owner: whoever may send need not be allowed to write into logs.
 create function deliver() returns trigger
 language plpgsql security definer set search_path from current as $$
