@@ -68,7 +68,7 @@ class Bench:
 
     def empty(self) -> None:
         has_log = self.ask("select to_regclass('event_log') is not null")
-        self.watcher.execute("truncate tasks, event_log" if has_log else "truncate tasks")
+        self.watcher.execute("truncate tasks, event_log cascade" if has_log else "truncate tasks")
 
     def fill(self, name: str, input: str, count: int) -> list[int]:
         """Add so many queued tasks; their ids."""

@@ -25,6 +25,8 @@ TASKS = {
     "tour": "durable: the step set_out; two children note side by side; a child "
     "lost_for_good, whose failure is caught; a child journey; from lesson 09 on a timer, for which "
     "it first waits in vain; the step come_home",
+    "answered": "durable: receives a message and a failure, which were sent before; an event, "
+    "which has happened; the step take_note",
 }
 Log = list[tuple[str, str]]  # kind and name of each entry
 NAP = 0.1  # seconds: longer than it takes from a timer's commit to that of the suspension
@@ -146,6 +148,23 @@ def register_durable(engine: Any, outside: Outside, note: Any, lost_for_good: An
             ctx.result(alarm)
         return ctx.step(come_home, got)
 
+    if not hasattr(engine, "SignalError"):
+        return
+
+    def take_note(key: str, got: list[Any]) -> list[Any]:
+        effect("take_note", key)
+        return got
+
+    @engine.durable
+    def answered(ctx: Any, _: None) -> list[Any]:
+        got: list[Any] = [ctx.receive("answer")]
+        try:
+            ctx.receive("answer")
+        except engine.SignalError as error:
+            got.append(str(error))
+        got.append(ctx.wait_event("it has happened"))
+        return ctx.step(take_note, got)
+
 
 def register_sleepers(modules: SimpleNamespace) -> None:
     """Register what chaos adds from lesson 09 on: tasks that sleep, or wait for so long only."""
@@ -200,6 +219,14 @@ TIMERS: Log = [("timer", "sleep"), ("timer", "timeout")]
 HOME: Log = [("step", "come_home")]
 
 
+ANSWERED: Log = [
+    ("signal", "answer"),
+    ("signal", "answer"),
+    ("event", "it has happened"),
+    ("step", "take_note"),
+]
+
+
 def journeyed(n: int) -> list[Any]:
     return [n, "pack", "paid", "NonRetryableError"]
 
@@ -226,10 +253,23 @@ def enqueue(engine: Any, number: int, connection: sa.Connection) -> dict[int, Ex
         id = add(connection, "journey", 1)
         expected[id] = Expected("journey", "succeeded", journeyed(1), JOURNEY)
     else:
+        if number >= 11:
+            expected |= enqueue_answered(engine, connection)
         home = ["set_out", 10, 11, "NonRetryableError", journeyed(2)]
         log = [*TOUR, *(TIMERS if number >= 9 else []), *HOME]
         expected[add(connection, "tour", None)] = Expected("tour", "succeeded", home, log)
     return expected
+
+
+def enqueue_answered(engine: Any, connection: sa.Connection) -> dict[int, Expected]:
+    """All answers are there, and there is no event to tell of: so there is one order of commits."""
+    id = engine.enqueue(connection, "answered", None)
+    engine.send(connection, id, "answer", "yes")
+    engine.send_error(connection, id, "answer", "no")
+    engine.emit(connection, "it has happened", "today")
+    connection.execute(sa.text("update events set told = true"))
+    got = ["yes", "answer: no", "today"]
+    return {id: Expected("answered", "succeeded", got, ANSWERED)}
 
 
 def children() -> list[Expected]:

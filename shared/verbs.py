@@ -118,6 +118,8 @@ def verbs(
     result: Callable[[Database, int, timedelta], Any] | None = None,
     schedule: Callable[..., None] | None = None,
     of_schedules: Sequence[OfSchedule] = (),
+    send: Callable[..., None] | None = None,
+    emit: Callable[[sa.Connection, str, Any], bool] | None = None,
 ) -> click.Group:
     """The group with all the verbs of a lesson, whose functions say with a ValueError what is bad.
 
@@ -125,6 +127,7 @@ def verbs(
     fork: a new task from one's log up to a position; returns its id.
     result: waits for a task's end, until the time is over.
     schedule: sets one. of_schedules: what else is done to one; the verb has the function's name.
+    send: a message to one task. emit: an event for all; False: it had happened before.
     """
     main = group(lesson, story)
     add_worker(main, lesson, worker)
@@ -145,6 +148,10 @@ def verbs(
         add_result(main, lesson, result)
     if schedule is not None:
         add_schedule(main, lesson, querier, schedule, of_schedules)
+    if send is not None:
+        add_send(main, lesson, send)
+    if emit is not None:
+        add_emit(main, lesson, emit)
     return main
 
 
@@ -318,6 +325,40 @@ def add_of_schedule(group: click.Group, lesson: Path, function: OfSchedule) -> N
             except ValueError as error:
                 raise click.ClickException(f"{error}; `schedule list` shows them") from None
         say(f"schedule {name} is {then}")
+
+
+def add_send(main: click.Group, lesson: Path, send: Callable[..., None]) -> None:
+    @main.command("send")
+    @click.argument("id", type=ID)
+    @click.argument("name")
+    @click.argument("payload", default="null")
+    @click.option("--key", help="a second message to the task with this key is the first one")
+    def send_verb(id: int, name: str, payload: str, key: str | None) -> None:
+        """Send a message to a task: send 7 approval '"Ann"'."""
+        with open_database(lesson) as db, db.autocommit.connect() as connection:
+            try:
+                send(connection, id, name, json.loads(payload), key=key)
+            except ValueError as error:
+                text = f"{error}\nThe payload is JSON, in quotes: '\"Ann\"'"
+                raise click.ClickException(text) from None
+            say(f"sent to task {id}")
+
+
+def add_emit(
+    main: click.Group, lesson: Path, emit: Callable[[sa.Connection, str, Any], bool]
+) -> None:
+    @main.command("emit")
+    @click.argument("name")
+    @click.argument("payload", default="null")
+    def emit_verb(name: str, payload: str) -> None:
+        """Say that something has happened: emit 'the harbour is open' '"Ada"'."""
+        with open_database(lesson) as db, db.autocommit.connect() as connection:
+            try:
+                first = emit(connection, name, json.loads(payload))
+            except ValueError as error:
+                text = f"{error}\nThe payload is JSON, in quotes: '\"Ada\"'"
+                raise click.ClickException(text) from None
+            say("it has happened" if first else "it had happened before; the first payload stays")
 
 
 def add_status(main: click.Group, lesson: Path, querier: type[Any]) -> None:
