@@ -487,4 +487,4 @@ class Queue(RuleBasedStateMachine):
 
 def test_the_queue_does_what_the_model_does(world):
     machine = type("Queue", (Queue,), {"world": world})
-    run_state_machine_as_test(machine, settings=profile(examples=100, steps=40))
+    run_state_machine_as_test(machine, settings=profile(world.lesson, examples=100, steps=40))

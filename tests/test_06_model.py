@@ -420,4 +420,4 @@ def test_a_program_ends_as_interpreted_whatever_goes_wrong(world):
         machine = type(
             "Durable", (Durable,), {"world": world, "puppets": puppets, "effects": effects}
         )
-        run_state_machine_as_test(machine, settings=profile(examples=30, steps=12))
+        run_state_machine_as_test(machine, settings=profile(world.lesson, examples=30, steps=12))

@@ -198,23 +198,21 @@ def test_a_retry_is_refused_when_a_child_has_failed_since_it_looked(lesson, db, 
 def failed_tree(db, levels):
     """Each the only child of the one before it; all have failed, but none has gone on from that."""
     ids = []
-    for level in range(levels):
-        ((id,),) = execute(
-            db,
-            "insert into tasks (name, input, status, error, attempt, parent_id, parent_position)"
-            " values ('double', '1', 'failed', 'E: no', 1, %s, %s) returning id",
-            ids[-1] if ids else None,
-            1 if ids else None,
-        )
-        if level:
-            execute(
-                db,
-                "insert into event_log (task_id, position, kind, name, input, error, child_id,"
-                " completion, attempt) values (%s, 1, 'child', 'double', '1', '{}', %s, 1, 1)",
-                ids[-1],
-                id,
+    with db.connect() as connection:
+        for level in range(levels):
+            ((id,),) = connection.execute(
+                "insert into tasks (name, input, status, error, attempt, parent_id,"
+                " parent_position) values ('double', '1', 'failed', 'E: no', 1, %s, %s)"
+                " returning id",
+                (ids[-1], 1) if ids else (None, None),
             )
-        ids.append(id)
+            if level:
+                connection.execute(
+                    "insert into event_log (task_id, position, kind, name, input, error, child_id,"
+                    " completion, attempt) values (%s, 1, 'child', 'double', '1', '{}', %s, 1, 1)",
+                    (ids[-1], id),
+                )
+            ids.append(id)
     return ids
 
 

@@ -48,6 +48,16 @@ def test_a_sleep_ends_in_time_though_the_upkeep_looks_hardly_ever(lesson, db):
             wait_for_status(db, enqueue(lesson, db, "program", seconds), "succeeded")
 
 
+def test_sleeps_that_end_one_after_the_other_all_end_in_time(lesson, db):
+    """A look names the first timer that is due, and says nothing of those that follow it."""
+    hurry(lesson, upkeep=LONG)
+    program(lesson, lambda ctx, seconds: ctx.sleep(timedelta(seconds=seconds)))
+    ids = [enqueue(lesson, db, "program", seconds) for seconds in (0.5, 0.6, 0.7)]
+    with working(lesson.worker.Worker(db, "w")):
+        for id in ids:
+            wait_for_status(db, id, "succeeded")
+
+
 def test_a_backoff_ends_in_time_too(lesson, db):
     hurry(lesson, upkeep=LONG, first_backoff=timedelta(seconds=0.1))
     tries = []

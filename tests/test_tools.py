@@ -254,7 +254,7 @@ def tool(course: Course, command: str, status: int = 0) -> str:
 def test_a_course_without_faults_has_no_findings(course):
     for verb in ("changes", "readme", "generate", "diffs", "output"):
         assert tool(course, f"{verb} --check") == f"{verb}: ok\n"
-    for verb in ("breaks", "exercises", "copies"):
+    for verb in ("breaks", "exercises"):
         assert tool(course, f"{verb} 01") == f"{verb}: ok\n"
     shown = (one(course) / "README.md").read_text()
     assert "```python main.py#greet\n# Says it,\n# politely.\ndef greet(name: str)" in shown
@@ -327,7 +327,7 @@ readme --check | ../NOTES.md | TEXT | [x](/etc/passwd) | does not exist
 readme --check | ../NOTES.md | TEXT | ```text\n[x](none)\n```\n````text\n```\n```` |
 readme --check | ../NOTES.md | TEXT | `[x](none)` [y](https://x.org/a_(b)) |
 readme --check | ../NOTES.md | TEXT | # `a_b`: c's [d](NOTES.md)!\n[x](#a_b-cs-d) |
-copies 01 | 01_one/main.py | print(greet("world")) | open("../../x") | ends with 1; No such file
+output 01 | 01_one/main.py | print(greet("world")) | open("../../NOTES.md") | with 1; No such file
 """
 
 

@@ -12,7 +12,7 @@ from tools.build import build, next_
 from tools.carry import carry
 from tools.changes import changes
 from tools.check import check
-from tools.copies import copies, work
+from tools.copies import work
 from tools.diffs import diff, diffs
 from tools.generated import generate
 from tools.judge import stages
@@ -77,7 +77,6 @@ verb(diffs, CHECK)
 verb(breaks, LESSON)
 verb(exercises, LESSON)
 verb(stages, LESSON)
-verb(copies, LESSON)
 verb(check)
 verb(work, LESSON, NAME)
 verb(build, LESSON, STAGE, NAMED)

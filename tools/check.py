@@ -10,7 +10,6 @@ from functools import partial
 from shared.postgres import server
 from tools.breaks import breaks, exercises
 from tools.changes import changes
-from tools.copies import copies
 from tools.diffs import diffs
 from tools.generated import generate
 from tools.judge import stages
@@ -35,7 +34,6 @@ CHECKS: dict[str, Find] = {
     "generate": partial(generate, check=True),
     "diffs": partial(diffs, check=True),
     "types": partial(program, "basedpyright"),
-    "copies": copies,
     "output": partial(output, check=True),
     "breaks": breaks,
     "stages": stages,
@@ -44,9 +42,9 @@ CHECKS: dict[str, Find] = {
 
 
 def check(course: Course) -> Iterator[str]:
-    """All checks, whatever fails, three of them at a time, the longest first."""
+    """All checks, whatever fails, four of them at a time, the longest first."""
     told: list[str] = []
-    with server(), ThreadPoolExecutor(3) as pool:  # one server for all of them
+    with server(), ThreadPoolExecutor(4) as pool:  # one server for all of them
         running = {pool.submit(timed, CHECKS[name], course): name for name in reversed(CHECKS)}
         for future in as_completed(running):
             name, (found, seconds) = running[future], future.result()

@@ -1,27 +1,8 @@
-"""Copies of lessons: one that runs far from the repository, and one for a reader to change."""
+"""A copy of a lesson, for a reader to change."""
 
 import os
-import sys
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
 
-from tools.tree import Course, CourseError, copy_lesson, last_line, run
-
-SECONDS = 120
-
-
-def copies(course: Course, lesson: str | None = None) -> Iterator[str]:
-    """Does a copy run outside the repository, in a directory with a space in its name?"""
-    for each in course.chosen(lesson):
-        with tempfile.TemporaryDirectory() as directory:
-            # The name becomes a database schema's: always the same one, so that none is left over.
-            copy = copy_lesson(each, Path(directory) / "copied away" / each.name)
-            status, text = run([sys.executable, "main.py"], copy, seconds=SECONDS)
-        if status:
-            wrong = f"a copy outside the repository ends with {status}: {last_line(text)}"
-            remedy = "use nothing outside its directory but installed packages"
-            yield course.finding(each / "main.py", wrong, remedy)
+from tools.tree import Course, CourseError, copy_lesson
 
 
 def work(course: Course, lesson: str | None, name: str | None) -> None:

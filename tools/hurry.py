@@ -1,6 +1,6 @@
-"""A pytest plugin: with --hurry=test_x.py::test_y, a test that is to fail does not wait long.
+"""A pytest plugin: a test that is to fail does not wait long. --hurry=test_x.py::test_y: only that.
 
-What they wait for does not come: nobody has written it yet.
+What they wait for does not come: it is broken, or nobody has written it yet.
 """
 
 from collections.abc import Generator
@@ -20,7 +20,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
     test = f"{item.path.name}::{item.name.partition('[')[0]}"
-    if test not in cast(list[str], item.config.getoption("--hurry")):
+    chosen = cast(list[str], item.config.getoption("--hurry"))
+    if chosen and test not in chosen:
         return (yield)
     with environment(TEST_PATIENCE=PATIENCE):
         return (yield)

@@ -96,8 +96,9 @@ def one_state(course: Course, plan: Plan, done: int) -> Iterator[str]:
             yield course.finding(path, f"after stage {done}, {wrong}", "move what is missing")
         tests = [test for stage in [*solved, *ahead] for test in stage.tests]
         hurry = [f"--hurry={test}" for stage in ahead for test in stage.tests]
+        plugin = ["-p", "tools.hurry"] if hurry else []
         try:
-            ended = judge(course, copy, tests, "-p", "tools.hurry", *hurry)
+            ended = judge(course, copy, tests, *plugin, *hurry)
         except NoReport as error:
             yield course.finding(path, f"after stage {done}, the tests cannot be run", str(error))
             return

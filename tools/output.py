@@ -1,17 +1,20 @@
 """What a lesson's README shows of runs: run the command, and compare after masking.
 
-A block `console` begins with its command; `race NAME` and `rows NAME` are what `made` runs.
+A block `console` begins with its command; `race NAME` and `rows NAME` are what `made` runs. What
+begins with `python` is run in a copy of the lesson, outside the repository: so it needs nothing
+from there.
 """
 
 import re
 import shlex
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tools.markdown import Fence, fences, fill
-from tools.tree import Course, environment, last_line, run, run_pages, settings
+from tools.tree import Course, copy_lesson, environment, last_line, run, run_pages, settings
 
 # The narration's seconds; the order of its lines is what counts.
 TIME = (re.compile(r"^ *\d+\.\d\d(?=  |$)"), "<time>")
@@ -29,14 +32,17 @@ def output(course: Course, lesson: str | None = None, check: bool = False) -> It
     """Console blocks of the READMEs, and of the pages in docs/ that belong to a lesson."""
     for each in course.chosen(lesson):
         printed: Printed = {}
-        for path in run_pages(course, each):
-            yield from blocks(course, each, path, printed, check)
+        with tempfile.TemporaryDirectory() as directory:
+            # The name becomes a database schema's: always the same one, so that none is left over.
+            away = copy_lesson(each, Path(directory) / "copied away" / each.name)
+            for path in run_pages(course, each):
+                yield from blocks(course, each, path, away, printed, check)
 
 
 def blocks(
-    course: Course, lesson: Path, path: Path, printed: Printed, check: bool
+    course: Course, lesson: Path, path: Path, away: Path, printed: Printed, check: bool
 ) -> Iterator[str]:
-    """printed: what has been run for other pages of this lesson, and what is run now."""
+    """away: the copy. printed: what has been run for the lesson's other pages, and now."""
     masks = masks_of(lesson)
     bodies: dict[int, list[str]] = {}
     for fence in fences(path.read_text()):
@@ -52,7 +58,8 @@ def blocks(
             yield course.finding(path, f"{where}: a console block without command", remedy)
             continue
         else:
-            command, home = head[0][2:], lesson
+            command = head[0][2:]
+            home = away if command.startswith("python ") else lesson
         if command not in printed:
             status, text = run(command, home, environment(PYTHONUNBUFFERED="1"), SECONDS)
             expected = next((int(word[5:]) for word in fence.words if word[:5] == "exit="), 0)

@@ -50,7 +50,11 @@ def apply(course: Course, copy: Path, patch: Path, *, for_readers: bool = False)
 
 def unless(wanted: str, course: Course, copy: Path, test: str) -> str:
     """What is wrong with how a test ends on a copy; empty if it `passed` or `failed` as wanted."""
-    result, why, _ = run_tests(course, copy, test)
+    result, why = "passed", ""
+    if wanted == "failed":
+        result, why, _ = run_tests(course, copy, test, "-x", "-p", "tools.hurry")
+    if result == "passed":  # or what it watches takes longer than it was given
+        result, why, _ = run_tests(course, copy, test)
     if result == wanted:
         return ""
     must = "must fail" if wanted == "failed" else "must pass"

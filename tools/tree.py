@@ -145,7 +145,6 @@ def environment(**variables: str) -> dict[str, str]:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}",
         "NO_COLOR": "1",
         "COLUMNS": "100",
-        "PYTHONDONTWRITEBYTECODE": "1",
         **variables,
     }
 

@@ -3,16 +3,20 @@
 import os
 import signal
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from context import Context, durable
+from errors import WaitTimeout
 from shared.outside import Outside
 from tasks import NonRetryableError, task, task_key
 
 outside = Outside(Path(__file__).parent)
 
-Order = dict[str, Any]  # id, items; die_at: where the worker dies the first time it comes there
+# id, items; wait, patience, answers_after: in seconds; die_at: where the worker dies the first time
+# it comes there
+Order = dict[str, Any]
 
 
 @durable
@@ -53,12 +57,66 @@ def wait_for_a_nap(ctx: Context, seconds: float) -> None:
     ctx.run(sleep, seconds, queue="default")
 
 
+@durable
+def ask_for_review(ctx: Context, order: Order) -> str:
+    """Confirm the order; some time later, which may be a month, ask the customer for a review."""
+    ctx.step(send_confirmation, order)
+    ctx.sleep(timedelta(seconds=order["wait"]))
+    return ctx.step(send_request, order)
+
+
+@durable
+def ask_after_a_step(ctx: Context, order: Order) -> str:
+    """The same, as one could write it in lesson 08."""
+    ctx.step(nap, order)
+    return ctx.step(send_request, order)
+
+
+@durable
+def ask_by_my_clock(ctx: Context, order: Order) -> str:
+    """The same, but the moment is computed by whoever runs it, in each run."""
+    ctx.sleep_until(datetime.now(UTC) + timedelta(seconds=order["wait"]))
+    return ctx.step(send_request, order)
+
+
+@durable
+def book_van(ctx: Context, order: Order) -> str:
+    """Ask a carrier for an offer. If none comes in time, book the usual van."""
+    offer = ctx.spawn(ask_carrier, order)
+    try:
+        carrier = ctx.result(offer, timeout=timedelta(seconds=order["patience"]))
+    except WaitTimeout:
+        carrier = "the usual van"
+    booked = ctx.step(book, order, carrier)
+    return f"{booked}; offered: {ctx.result(offer)}"
+
+
+@durable
+def ask_carrier(ctx: Context, order: Order) -> str:
+    """The carrier takes its time."""
+    ctx.sleep(timedelta(seconds=order["answers_after"]))
+    return "an express van"
+
+
 def charge_card(key: str, order: Order) -> str:
     return effect(key, "card charged", order)
 
 
 def send_confirmation(key: str, order: Order) -> str:
     return effect(key, "confirmation sent", order)
+
+
+def send_request(key: str, order: Order) -> str:
+    return effect(key, "review asked for", order)
+
+
+def nap(key: str, order: Order) -> None:
+    effect(key, "nap begun", order)
+    time.sleep(order["wait"])
+
+
+def book(key: str, order: Order, carrier: str) -> str:
+    return effect(key, f"booked {carrier}", order)
 
 
 def look_up_address(_key: str, order: Order) -> str:

@@ -1,180 +1,145 @@
 """Lesson 09: durable sleep: to wait for a moment holds no slot. --help lists the verbs."""
 
-import random
 import statistics
-import threading
 import time
-from datetime import timedelta
 from pathlib import Path
-from typing import Any, LiteralString
+from typing import Any
 
-from sqlalchemy.event import listen, remove
+import sqlalchemy as sa
 
-import app as app  # its tasks
+import app
 from claim import limit_queue
 from control import cancel, fork, replay, retry
 from db.queries import Querier
+from inputs import Json
 from listen import wait_for_result
 from shared.database import Database
-from shared.processes import wait_until, working
-from shared.story import check, feared, get, say, scene, status
+from shared.processes import SHORT_LEASE, wait_until, worker_processes, working
+from shared.story import check, count, feared, get, log_of, say, scene, status
 from shared.verbs import verbs
 from tasks import enqueue
-from timing import Timing
 from worker import Worker
 
 HERE = Path(__file__).resolve().parent
-CLIENTS, EACH = 16, 12
+SLEEPERS = 40
 
 
 def story(db: Database) -> None:
-    slow = polled(db)
-    notified_by_all(db)
-    hinted(db, slow)
-    silent(db)
-    waited_for(db)
+    napping(db)
+    a_moment_of_each_run(db)
+    many_asleep(db)
+    woken_elsewhere(db)
+    timed_out(db)
 
 
-def polled(db: Database) -> float:
-    scene("An idle worker that polls, as in lesson 07: ten looks for work a second")
-    execute(db, "alter table tasks disable trigger tell_workers")
-    with working(Worker(db, "a", timing=Timing(seldom=Timing.poll))):
-        looks = looks_per_second(db)
-        say(f"{looks:.0f} looks a second for nothing")
-        slow = median_wait(db)
-    feared(looks > 4, f"and even so a task waits for {slow:.0f} ms until somebody looks")
-    execute(db, "alter table tasks enable trigger tell_workers")
-    return slow
+def napping(db: Database) -> None:
+    scene("Two orders sleep for 1.2 s in a step, as in lesson 08; the worker has two slots")
+    forget(db)
+    for order in (1, 2):
+        enqueue_one(db, "ask_after_a_step", {"id": order, "wait": 1.2})
+    with worker_processes(HERE, "a", options=(*SHORT_LEASE, "--slots", "2")) as (a,):
+        wait_until(lambda: effects("nap begun") == 2, "both sleep")
+        receipt = enqueue_one(db, "send_receipt", 3)
+        time.sleep(0.6)
+        say(f"a receipt that came 0.6 s ago is {status(db, receipt)}: both slots are asleep")
+        a.kill()
+        say("kill -9 of the worker, half-way")
+    with worker_processes(HERE, "b", options=(*SHORT_LEASE, "--slots", "2")):
+        wait_until(lambda: count(db, "succeeded") == 3, "all have ended")
+    feared(effects("nap begun") == 4, "on the next worker they sleep from the beginning")
 
 
-def notified_by_all(db: Database) -> None:
-    scene(f"{CLIENTS} clients enqueue; each commit takes 2 ms longer, as on a slow disk")
-    if not is_superuser(db):
-        say("skipped: only a superuser may set commit_delay")
-        return
-    rates = dict.fromkeys(TRIGGERS, 0.0)
-    for _ in range(2):  # the better one: something else may use the machine
-        for name, trigger in TRIGGERS.items():
-            execute(db, "truncate tasks, workers, event_log")
-            execute(db, "alter table tasks disable trigger tell_workers")
-            execute(db, trigger)
-            rates[name] = max(rates[name], crowd(db))
-            execute(db, "drop trigger if exists naive on tasks")
-    execute(db, "alter table tasks enable trigger tell_workers")
-    for name, rate in rates.items():
-        say(f"{name:32} {rate:5.0f} tasks a second")
-    nobody, everybody, two = rates.values()
-    feared(everybody < nobody / 2, "if every transaction notifies, they commit one after the other")
-    check(two > 1.5 * everybody, "if two at a time notify, most commit side by side")
-
-
-TRIGGERS: dict[str, LiteralString] = {
-    "nobody notifies": "select 1",
-    "every transaction notifies": """
-        create or replace function notify_all() returns trigger language plpgsql as
-        $$ begin perform pg_notify('naive', new.queue); return null; end $$;
-        create trigger naive after insert on tasks for each row execute function notify_all()
-    """,
-    "two at a time: tell_workers": "alter table tasks enable trigger tell_workers",
-}
-
-
-def hinted(db: Database, slow: float) -> None:
-    scene("An idle worker that listens")
+def a_moment_of_each_run(db: Database) -> None:
+    scene("An order sleeps until 0.3 s from now, by the clock of whoever runs it")
+    forget(db)
+    id = enqueue_one(db, "ask_by_my_clock", {"id": 4, "wait": 0.3})
     with working(Worker(db, "a")):
-        looks = looks_per_second(db)
-        say(f"{looks:.1f} looks a second")
-        wait = median_wait(db)
-    say(f"a task waits for {wait:.0f} ms")
-    check(looks < 4 and wait < slow / 2, "it asks less, and starts sooner")
+        wait_until(lambda: status(db, id) == "failed", "the task has failed")
+    first, *_, moments = get(db, id).error.splitlines()[:5]
+    say(f"{first}\n{moments}")
+    feared(effects("review asked for") == 0, "the run that wakes asks for a different moment")
 
 
-def silent(db: Database) -> None:
-    scene("No hint arrives")
-    worker = Worker(db, "a")
-    with working(worker):
-        looks_per_second(db)
-        execute(db, "alter table tasks disable trigger tell_workers")
-        id = enqueue_one(db)
-        wait_until(lambda: status(db, id) == "succeeded", "the task has run")
-        execute(db, "alter table tasks enable trigger tell_workers")
-    task = get(db, id)
-    say(f"the task has waited for {(task.started_at - task.created_at).total_seconds():.1f} s")
-    check(task.status == "succeeded", "nothing is lost: the worker looks once a second even so")
+def many_asleep(db: Database) -> None:
+    scene(f"{SLEEPERS} orders sleep, each a little longer; the worker has two slots")
+    forget(db)
+    for n in range(SLEEPERS):
+        enqueue_one(db, "ask_for_review", {"id": n, "wait": 1.4 + n / 50})
+    with working(Worker(db, "a", slots=2)):
+        wait_until(lambda: len(milliseconds_late(db)) == SLEEPERS, "each has begun to sleep")
+        receipt = enqueue_one(db, "send_receipt", 5)
+        wait_until(lambda: status(db, receipt) == "succeeded", "the receipt is sent")
+        asleep = count(db, "waiting")
+        say(f"{asleep} orders sleep, and a receipt has been sent")
+        check(asleep > 2, "a sleeper holds no slot")
+        wait_until(lambda: count(db, "succeeded") == SLEEPERS + 1, "all have woken")
+    late = milliseconds_late(db)
+    say(f"from the recorded moment to the next run: {statistics.median(late):.0f} ms in the median")
+    check(min(late) >= 0, "nobody was woken early")
 
 
-def waited_for(db: Database) -> None:
-    scene("A client waits for a result")
-    with working(Worker(db, "a")):
-        id = enqueue_one(db, "sleep", 0.5)
-        start = time.monotonic()
-        wait_for_result(db, id, timedelta(seconds=20))
-        say(f"it is there after {time.monotonic() - start:.2f} s; the task took 0.50 s")
-    check(get(db, id).watched, "its end was told, because somebody waited for it")
+def woken_elsewhere(db: Database) -> None:
+    scene("kill -9 of the worker on which an order fell asleep, for 2 s")
+    forget(db)
+    id = enqueue_one(db, "ask_for_review", {"id": 6, "wait": 2})
+    with worker_processes(HERE, "a", options=SHORT_LEASE) as (a,):
+        wait_until(lambda: status(db, id) == "waiting", "the order sleeps")
+        recorded = log_of(db, id)[1].due_at
+        a.kill()
+        say("worker a is gone; nobody has to notice")
+    with worker_processes(HERE, "b", options=SHORT_LEASE):
+        wait_until(lambda: status(db, id) == "succeeded", "the order has woken")
+    (late,) = milliseconds_late(db)
+    say(f"worker b has run it {late:.0f} ms after the moment that worker a recorded")
+    check(log_of(db, id)[1].due_at == recorded and late >= 0, "it has slept once, and long enough")
+    check(effects("confirmation sent") == 1, "and what came before was not done again")
 
 
-def looks_per_second(db: Database) -> float:
-    """Of the worker of this process, once it is idle and hears whatever it can hear."""
-    looks: list[float] = []
-
-    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        if "look_for_work" in statement:
-            looks.append(time.monotonic())
-
-    time.sleep(1.5)
-    listen(db.autocommit, "before_cursor_execute", note)
-    time.sleep(2)
-    remove(db.autocommit, "before_cursor_execute", note)
-    return len(looks) / 2
-
-
-def median_wait(db: Database) -> float:
-    """Milliseconds from the insert to the start, by the database's clock."""
-    ids: list[int] = []
-    for _ in range(12):
-        time.sleep(random.uniform(0.1, 0.2))  # at any point of the worker's pause
-        ids.append(enqueue_one(db))
-    wait_until(lambda: status(db, ids[-1]) == "succeeded", "all have run")
-    tasks = [get(db, id) for id in ids]
-    return 1000 * statistics.median(
-        (task.started_at - task.created_at).total_seconds() for task in tasks
+def timed_out(db: Database) -> None:
+    scene("A carrier has 0.5 s to make an offer, and takes 2 s")
+    forget(db)
+    id = enqueue_one(db, "book_van", {"id": 7, "patience": 0.5, "answers_after": 2})
+    with worker_processes(HERE, "a", options=SHORT_LEASE) as (a,):
+        wait_until(lambda: effects("booked the usual van") == 1, "the order is booked")
+        wait_until(lambda: status(db, id) != "running", "its run has ended")
+        in_time = log_of(db, id)[0].completion is None
+        check(in_time, "0.5 s are over, the usual van is booked, and there is no offer yet")
+        a.kill()
+        say("kill -9 of the worker")
+    with worker_processes(HERE, "b", options=SHORT_LEASE):
+        wait_until(lambda: status(db, id) in ("succeeded", "failed"), "the order has ended")
+    say(f"on worker b: {get(db, id).output or get(db, id).error.partition(chr(10))[0]}")
+    offer, timeout, *_ = log_of(db, id)
+    say(f"in the log, the timeout is completion {timeout.completion}, the offer {offer.completion}")
+    check(
+        status(db, id) == "succeeded" and effects("booked") == 1,
+        "the run on worker b found the offer in its log, and even so went the same way",
     )
 
 
-def crowd(db: Database) -> float:
-    """Tasks a second, enqueued by many clients that begin at the same moment."""
-    begin = threading.Barrier(CLIENTS + 1)
-
-    def client() -> None:
-        with db.connect(autocommit=True) as connection:
-            connection.execute("set commit_delay = 2000; set commit_siblings = 0")
-            begin.wait()
-            for _ in range(EACH):
-                connection.execute("insert into tasks (name, input) values ('nothing', 'null')")
-
-    clients = [threading.Thread(target=client) for _ in range(CLIENTS)]
-    for thread in clients:
-        thread.start()
-    begin.wait()
-    start = time.monotonic()
-    for thread in clients:
-        thread.join()
-    return CLIENTS * EACH / (time.monotonic() - start)
-
-
-def is_superuser(db: Database) -> bool:
+def milliseconds_late(db: Database) -> list[float]:
+    """How long after the recorded moment each run began that followed a sleep."""
+    late = sa.text(
+        "select cast(1000 * extract(epoch from started_at - due_at) as float)"
+        " from event_log join tasks on tasks.id = task_id where kind = 'timer'"
+    )
     with db.autocommit.connect() as connection:
-        return connection.exec_driver_sql("show is_superuser").scalar_one() == "on"
+        return list(connection.execute(late).scalars())
 
 
-def execute(db: Database, statement: LiteralString) -> None:
-    with db.connect(autocommit=True) as connection:
-        connection.execute(statement)
+def effects(what: str) -> int:
+    return sum(f": {what}" in line for line in app.outside.effects())
 
 
-def enqueue_one(db: Database, name: str = "nothing", input: Any = None) -> int:
+def forget(db: Database) -> None:
+    app.outside.forget()
+    with db.autocommit.connect() as connection:
+        connection.execute(sa.text("truncate tasks, workers, event_log"))
+
+
+def enqueue_one(db: Database, name: str, input: Json, **options: Any) -> int:
     with db.engine.begin() as connection:
-        return enqueue(connection, name, input)
+        return enqueue(connection, name, input, **options)
 
 
 main = verbs(

@@ -555,14 +555,14 @@ on conflict (task_id, position) do update
 set kind = excluded.kind, name = excluded.name, input = excluded.input,
     error = case when event_log.kind = 'timer' then event_log.error end,
     due_at = coalesce(event_log.due_at, excluded.due_at), attempt = excluded.attempt,
-    recorded_at = excluded.recorded_at
+    recorded_at = case when event_log.kind = 'timer' then event_log.recorded_at else excluded.recorded_at end
 where event_log.attempt = excluded.attempt or event_log.error is not null;
 
 -- name: CompleteDueEntries :many
 -- By the clock: a sleep is over, a wait has timed out.
 -- A task's row is locked before its entries, as everywhere. `skip locked`: whoever holds one task does not
--- keep all others asleep; this one wakes in the next round. A child is never locked here, so this waits for
--- nobody, and nobody who holds a child's row and wants its parent's waits for this for long.
+-- keep all others asleep; this one wakes in the next round. So this waits for nobody; and whoever waits for one
+-- of its rows, such as a child that ends and wants its parent's, does not wait for long.
 -- Between the look and the lock, the entry may have been completed; complete_entry looks again.
 -- A second entry of one task is for the next round too: its row was just changed by this statement.
 select due.task_id, due.position, complete_entry(

@@ -1,4 +1,4 @@
-"""Timers: entries that the clock completes. Who waits for one holds no slot meanwhile."""
+"""Timers: entries that the clock completes. A task that waits for one holds no slot."""
 
 from datetime import UTC, datetime, timedelta
 

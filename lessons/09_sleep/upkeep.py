@@ -8,21 +8,21 @@ from collections.abc import Callable
 from threading import Event
 
 from connection import all_but_refused
-from db.queries import Querier
+from db.queries import CompleteDueEntriesRow, Querier
 from inputs import MAX_INT
 
 LEAST_SECONDS = 0.01  # between two looks: what is due one after the other is done together
 
 log = logging.getLogger("worker")
-Chore = Callable[[Querier], None]
+Chore = Callable[[Querier], object]  # true: something was due, and something may follow soon
 
 
-def wake(queries: Querier) -> None:
-    all_but_refused(queries.wake_tasks)
+def wake(queries: Querier) -> list[int]:
+    return all_but_refused(queries.wake_tasks)
 
 
-def complete_due_entries(queries: Querier) -> None:
-    all_but_refused(queries.complete_due_entries)
+def complete_due_entries(queries: Querier) -> list[CompleteDueEntriesRow]:
+    return all_but_refused(queries.complete_due_entries)
 
 
 def take_back(queries: Querier) -> None:
@@ -61,7 +61,8 @@ class Upkeep:
     def next(self, queries: Querier, worker_id: int) -> None:
         """The next chore that is due; if there is no more, a look at what is."""
         if self._due:
-            self._due.pop(0)(queries)
+            if self._due.pop(0)(queries):
+                self._next = 0  # the look did not say what is due after that
             return
         self._due = list(self._chores.values())  # a look that is refused must not end the upkeep
         if self.hint.is_set():

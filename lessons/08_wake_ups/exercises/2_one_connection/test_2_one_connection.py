@@ -28,7 +28,9 @@ def test_2_one_connection(lesson, db):
 
     got = []
     wait = lesson.listen.wait_for_result
-    client = threading.Thread(target=lambda: got.append(wait(db, id, timedelta(seconds=30))))
+    client = threading.Thread(
+        target=lambda: got.append(wait(db, id, timedelta(seconds=30))), daemon=True
+    )
     client.start()
     wait_until(lambda: task_row(db, id).watched, "the client waits")
     assert sessions() == 2, "one more"
