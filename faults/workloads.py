@@ -29,7 +29,7 @@ TASKS = {
     "which has happened; the step take_note",
 }
 Log = list[tuple[str, str]]  # kind and name of each entry
-NAP = 0.1  # seconds: longer than it takes from a timer's commit to that of the suspension
+NAP = 0.2  # seconds: longer than it takes from a timer's commit to that of the suspension
 
 
 @dataclass(frozen=True)
