@@ -374,10 +374,10 @@ BAD = {
 }
 
 
-def test_a_mistake_is_refused_and_nothing_is_written(lesson, db):
-    for mistake, why in BAD.values():
-        with pytest.raises(lesson.inputs.BadInput, match=why):
-            put(lesson, db, **mistake)
+@pytest.mark.parametrize(("mistake", "why"), BAD.values(), ids=BAD.keys())
+def test_a_mistake_is_refused_and_nothing_is_written(lesson, db, mistake, why):
+    with pytest.raises(lesson.inputs.BadInput, match=why):
+        put(lesson, db, **mistake)
     assert execute(db, "select * from schedules") == []
 
 
@@ -406,6 +406,9 @@ def test_a_row_that_makes_no_sense_is_paused_and_says_why(lesson, db):
     assert [key.split()[1] for key in started(db)] == ["well"]
     put(lesson, db, "a")
     assert row(db, name="a") == (new_year(), None), "mended"
+    by_hand(lesson, db, "pause", "b")
+    put(lesson, db, "b")
+    assert row(db, name="b") == (None, None), "whoever pauses it takes the error away, and means it"
 
 
 def test_a_task_that_nobody_knows_or_can_read_fails_by_itself(lesson, db):
@@ -457,11 +460,15 @@ BOUNDS = {
 }
 
 
-def test_what_no_worker_could_read_or_start_is_refused_by_the_table(lesson, db):
-    put(lesson, db)
-    for change in BOUNDS.values():
-        with pytest.raises((CheckViolation, psycopg.errors.IntervalFieldOverflow)):
-            execute(db, f"update schedules set {change}")  # noqa: S608
+@pytest.mark.parametrize("change", BOUNDS.values(), ids=BOUNDS)
+def test_what_no_worker_could_read_or_start_is_refused_by_the_table(lesson, db, change):
+    execute(
+        db,
+        "insert into schedules (name, cron, timezone, task, input)"
+        " values ('s', '0 * * * *', 'UTC', 'nothing', 'null')",
+    )
+    with pytest.raises((CheckViolation, psycopg.errors.IntervalFieldOverflow)):
+        execute(db, f"update schedules set {change}")  # noqa: S608
 
 
 def test_many_schedules_cost_a_look_few_pages(lesson, db):

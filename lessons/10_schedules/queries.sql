@@ -682,7 +682,7 @@ where excluded.next_at > clock_timestamp();
 
 -- name: PauseSchedule :execrows
 update schedules
-set next_at = null
+set next_at = null, error = null
 where name = @name;
 
 -- name: GetSchedule :one
@@ -690,7 +690,8 @@ select cron, timezone, next_at from schedules
 where name = @name;
 
 -- name: ResumeSchedule :execrows
--- 0 rows: it was changed meanwhile, or that tick has come.
+-- 0 rows: it was changed meanwhile, or that tick has come. If this waits for the row, the tick may come even so: then
+-- it is started late, but nobody else has started it, as the schedule was paused.
 update schedules
 set next_at = cast(@next_at as timestamptz), error = null
 where name = @name and cron = @cron and timezone = @timezone and next_at is null

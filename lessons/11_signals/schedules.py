@@ -77,7 +77,10 @@ def pause(connection: sa.Connection, name: str) -> None:
 
 
 def resume(connection: sa.Connection, name: str) -> None:
-    """Go on with the next tick from now; those during the pause are forgotten. Raises BadInput."""
+    """Go on with the next tick from now; those during the pause are forgotten. Raises BadInput.
+
+    One that ticks already stays as it is.
+    """
     check_name(name)
     queries = Querier(connection)
     while schedule := queries.get_schedule(name=name):
@@ -132,7 +135,10 @@ def next_tick(cron: object, timezone: object, after: datetime) -> datetime:
 
 
 def tick(queries: Querier) -> int:
-    """Start the tasks of all schedules that are due, as all other workers do; how many it was."""
+    """Start the tasks of all schedules that are due, as all other workers do; how many it was.
+
+    Raises DBAPIError if the database refuses them all, or cannot be reached.
+    """
     due = list(queries.list_due_schedules())
     started = refused = 0
     for schedule in due:

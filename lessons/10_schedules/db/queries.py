@@ -604,7 +604,7 @@ where event_log.attempt = excluded.attempt or event_log.error is not null
 
 PAUSE_SCHEDULE = """-- name: pause_schedule \\:execrows
 update schedules
-set next_at = null
+set next_at = null, error = null
 where name = :p1
 """
 
