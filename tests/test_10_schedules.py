@@ -406,9 +406,14 @@ def test_a_row_that_makes_no_sense_is_paused_and_says_why(lesson, db):
     assert [key.split()[1] for key in started(db)] == ["well"]
     put(lesson, db, "a")
     assert row(db, name="a") == (new_year(), None), "mended"
-    by_hand(lesson, db, "pause", "b")
-    put(lesson, db, "b")
-    assert row(db, name="b") == (None, None), "whoever pauses it takes the error away, and means it"
+
+
+def test_a_pause_by_hand_stays_even_if_an_error_came_before_it(lesson, db):
+    type_in(db, "s", timezone="../Mars")
+    tick(lesson, db)
+    by_hand(lesson, db, "pause")
+    put(lesson, db)
+    assert row(db) == (None, None)
 
 
 def test_a_task_that_nobody_knows_or_can_read_fails_by_itself(lesson, db):
@@ -461,7 +466,7 @@ BOUNDS = {
 
 
 @pytest.mark.parametrize("change", BOUNDS.values(), ids=BOUNDS)
-def test_what_no_worker_could_read_or_start_is_refused_by_the_table(lesson, db, change):
+def test_what_no_worker_could_read_or_start_is_refused_by_the_table(db, change):
     execute(
         db,
         "insert into schedules (name, cron, timezone, task, input)"
