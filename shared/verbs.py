@@ -338,9 +338,11 @@ def add_send(main: click.Group, lesson: Path, send: Callable[..., None]) -> None
         with open_database(lesson) as db, db.autocommit.connect() as connection:
             try:
                 send(connection, id, name, json.loads(payload), key=key)
-            except ValueError as error:
+            except json.JSONDecodeError as error:
                 text = f"{error}\nThe payload is JSON, in quotes: '\"Ann\"'"
                 raise click.ClickException(text) from None
+            except ValueError as error:
+                raise click.ClickException(str(error)) from None
             say(f"sent to task {id}")
 
 
@@ -355,9 +357,11 @@ def add_emit(
         with open_database(lesson) as db, db.autocommit.connect() as connection:
             try:
                 first = emit(connection, name, json.loads(payload))
-            except ValueError as error:
+            except json.JSONDecodeError as error:
                 text = f"{error}\nThe payload is JSON, in quotes: '\"Ada\"'"
                 raise click.ClickException(text) from None
+            except ValueError as error:
+                raise click.ClickException(str(error)) from None
             say("it has happened" if first else "it had happened before; the first payload stays")
 
 

@@ -744,15 +744,31 @@ def test_a_wait_that_is_opened_twice_keeps_its_time_and_its_answer(lesson, db, k
     task = claim_one(lesson, db, id)
     with queries(lesson, db) as queue:
         assert open_wait(queue, task, kind=kind, duration=HOUR) == 1
-        due = log_of(db, id)[0].due_at
+        opened = log_of(db, id)
         assert open_wait(queue, task, kind=kind, duration=HOUR) == 1
-        assert log_of(db, id)[0].due_at == due
+        assert log_of(db, id) == opened, "how long it was to last, too: put_off asks for that"
         due_now(db)
         assert ring(lesson, db) == 1
         timed_out = log_of(db, id)[0]
         assert open_wait(queue, task, kind=kind, duration=HOUR) == 1
     again = log_of(db, id)[0]
     assert (again.completion, again.error, again.due_at) == (1, timed_out.error, timed_out.due_at)
+
+
+def test_a_signal_is_opened_while_somebody_has_a_weak_lock_on_the_task(lesson, db):
+    """Two who each have one, and then want the strong one, wait for each other."""
+    task = claim_one(lesson, db, new_task(lesson, db))
+
+    def open_it():
+        with queries(lesson, db) as queue:
+            return open_wait(queue, task)
+
+    with db.connect() as other, ThreadPoolExecutor(1) as thread:
+        other.execute("select from tasks where id = %s for share", (task.id,))
+        future = submitted(db, thread, open_it)
+        other.execute("select from tasks where id = %s for update", (task.id,))
+        other.commit()
+        assert future.result(timeout=within(20)) == 1
 
 
 def test_an_attempt_that_is_over_opens_nothing_and_reads_nothing(lesson, db):

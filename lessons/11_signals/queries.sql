@@ -585,7 +585,7 @@ on conflict (task_id, position) do update
 set kind = excluded.kind, name = excluded.name, input = excluded.input,
     error = case when event_log.kind <> 'step' then event_log.error end,
     due_at = coalesce(event_log.due_at, excluded.due_at), attempt = excluded.attempt,
-    recorded_at = excluded.recorded_at
+    recorded_at = case when event_log.kind <> 'step' then event_log.recorded_at else excluded.recorded_at end
 where event_log.attempt = excluded.attempt or event_log.error is not null;
 
 -- name: SendMessage :one

@@ -92,9 +92,9 @@ def post(
 
 
 def put_off(connection: sa.Connection, id: int, name: str) -> None:
-    """Let a wait for this message begin its timeout again: whoever will send it is at work.
+    """Let all open signals of this name begin their timeouts again: whoever will send is at work.
 
-    Raises BadInput if the task does not wait for it, or not any more: the work may be in vain.
+    Raises BadInput if there is none with a timeout, perhaps not any more: the work may be in vain.
     """
     check_id(id)
     check_topic(name)
