@@ -60,6 +60,12 @@ begin
                 when now ->> 'kind' = 'timer' and now -> 'ended' = 'true' then '-> null'
                 else ''
             end);
+    elsif tg_table_name = 'messages' then
+        change := format('message %s to task %s: %s', row ->> 'name', row ->> 'task_id',
+            coalesce('read at ' || (row ->> 'position'), 'sent'));
+    elsif tg_table_name = 'events' then
+        change := format('event %s: %s', row ->> 'name',
+            case when row -> 'told' = 'true' then 'told' else 'emitted' end);
     else
         change := format('worker %s: %s', row ->> 'name', lower(tg_op));
         if tg_op = 'UPDATE' then
@@ -79,7 +85,7 @@ do $$
 declare
     tracked text;
 begin
-    foreach tracked in array array['tasks', 'event_log', 'workers'] loop
+    foreach tracked in array array['tasks', 'event_log', 'workers', 'messages', 'events'] loop
         if to_regclass(tracked) is not null then
             execute format('create trigger note_change after insert or update or delete on %I '
                 'for each row execute function note_change()', tracked);
@@ -129,6 +135,7 @@ LOGS: dict[str, LiteralString] = {
     "a timer rang before its time": (
         "select after, at from history where before ->> 'completion' is null"
         " and after ->> 'completion' is not null and at < (after ->> 'due_at')::timestamptz"
+        " and (after ->> 'kind' = 'timer' or after -> 'error' ->> 'type' = 'WaitTimeout')"
     ),
     # Unless it was reopened by hand.
     "a timer rang twice": (
@@ -137,6 +144,14 @@ LOGS: dict[str, LiteralString] = {
         " group by 1, 2, task -> 'log_id' having not bool_or(statement = 'reopen_entries')"
         " and count(*) filter (where before -> 'ended' is distinct from 'true'"
         " and after -> 'ended' = 'true') > 1"
+    ),
+    "a message was read twice, or changed": (
+        "select before, after from history where place = 'messages' and after is not null"
+        " and (before -> 'position' <> 'null' or before - 'position' <> after - 'position')"
+    ),
+    "an event was changed": (
+        "select before, after from history where place = 'events'"
+        " and before - 'told' <> after - 'told'"
     ),
     "a fork has changed what was there": (
         "select before, after from history where statement = 'fork_task' and before is not null"
@@ -181,7 +196,8 @@ def changes(db: Database) -> list[Change]:
     """All changes so far, the oldest first, but for what was enqueued."""
     query = (
         "select commit::text, statement, change from history"
-        " where statement <> 'enqueue_task' order by number"
+        " where commit not in (select commit from history where statement = 'enqueue_task')"
+        " order by number"
     )
     return [Change(*row) for row in rows(db, query)]
 

@@ -177,7 +177,7 @@ def register_sleepers(modules: SimpleNamespace) -> None:
         """In a slot."""
         time.sleep(seconds)
 
-    def tell(key: str, what: str) -> str:  # noqa: ARG001
+    def tell(key: str, what: Any) -> Any:  # noqa: ARG001
         return what
 
     @engine.durable
@@ -205,6 +205,42 @@ def register_sleepers(modules: SimpleNamespace) -> None:
         for one in ctx.as_completed(child, alarm):
             ctx.step(tell, "the child" if one == child else "the clock")
         return "both"
+
+    if hasattr(engine, "SignalError"):
+        register_readers(engine, tell)
+
+
+def register_readers(engine: Any, tell: Any) -> None:
+    """From lesson 11 on: tasks that wait for messages called letter, and for events."""
+
+    @engine.durable
+    def reader(ctx: Any, seconds: list[float]) -> str:
+        """One letter after the other; for each it waits so long at the most."""
+        for each in seconds:
+            try:
+                letter = ctx.receive("letter", timeout=timedelta(seconds=each))
+            except engine.WaitTimeout:
+                letter = None
+            ctx.step(tell, letter)
+        return "read"
+
+    @engine.durable
+    def chooser(ctx: Any, input: dict[str, Any]) -> str:
+        """A letter, an event, or the clock: all three come, in the order that was recorded."""
+        letter, event, alarm = (timedelta(seconds=each) for each in input["seconds"])
+        waits = [
+            ctx.signal("letter", timeout=letter),
+            ctx.event(input["event"], timeout=event),
+            ctx.timer(alarm),
+        ]
+        for one in ctx.as_completed(*waits):
+            ctx.step(tell, waits.index(one))
+        return "all three"
+
+    @engine.durable
+    def listener(ctx: Any, event: str) -> str:
+        ctx.step(tell, ctx.wait_event(event))
+        return "told"
 
 
 JOURNEY: Log = [("step", "pack"), ("step", "pay"), ("step", "break_down"), ("step", "arrive")]
