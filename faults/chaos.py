@@ -71,45 +71,6 @@ OTHER_END: dict[str, LiteralString] = {
     ),
 }
 
-# At any moment, not only in the end.
-BESIDE: dict[str, LiteralString] = {
-    "a signal is open beside a message that nobody has read": (
-        "select task_id, event_log.position, messages.id"
-        " from event_log join messages using (task_id, name)"
-        " where kind = 'signal' and completion is null and messages.position is null"
-    ),
-}
-OF_MESSAGES: dict[str, LiteralString] = {
-    # Of a cancelled task, the run that would have looked may be gone.
-    "an event has come, and somebody waits for it": (
-        "select task_id, position, name from event_log join events using (name)"
-        " where kind = 'event' and completion is null"
-        " and task_id not in (select id from tasks where status = 'cancelled')"
-    ),
-    "somebody knows another payload of an event": (
-        "select task_id, position, output, payload from event_log left join events using (name)"
-        " where kind = 'event' and output is not null"
-        " and output::text is distinct from payload::text"
-    ),
-    "a message has answered what it must not": (
-        "select messages.id, event_log from messages"
-        " left join event_log using (task_id, position) where messages.position is not null"
-        " and (kind, event_log.name, output::text)"
-        " is distinct from ('signal', messages.name, payload::text)"
-    ),
-    "two messages have answered one signal": (
-        "select task_id, position, count(*) from messages where position is not null"
-        " group by 1, 2 having count(*) > 1"
-    ),
-    # A fork has the answers, and not the messages.
-    "a signal has an answer that nobody has sent": (
-        "select task_id, event_log.position, event_log.output from event_log"
-        " join tasks on tasks.id = task_id and event_log.position > coalesce(fork_position, 0)"
-        " left join messages using (task_id, position)"
-        " where kind = 'signal' and event_log.output is not null and messages.id is null"
-    ),
-}
-
 OF_TIMERS: dict[str, LiteralString] = {
     "a timer is due, and has not rung": (
         "select task_id, position, due_at from event_log"
@@ -723,10 +684,10 @@ class Chaos:
         self.result.violations.append(sentence)
 
     def check_messages(self) -> None:
+        """What holds at any moment, not only in the end."""
         if self.has_messages:
-            for sentence, query in BESIDE.items():
-                for wrong in witness.found(self.db, sentence, query):
-                    self.violation(wrong)
+            for wrong in witness.found(self.db, *witness.BESIDE):
+                self.violation(wrong)
 
     def check_correspondents(self) -> None:
         """What was acknowledged is there, as it was sent; what was rolled back is not."""
@@ -759,7 +720,7 @@ class Chaos:
         if hasattr(self.engine, "Timers"):
             never = never | OF_TIMERS
         if self.has_messages:
-            never = never | OF_MESSAGES
+            never = never | witness.MESSAGES
         for sentence, query in never.items():
             wrong += witness.found(self.db, sentence, query)
         for sentence in wrong:

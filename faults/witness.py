@@ -87,7 +87,8 @@ declare
 begin
     foreach tracked in array array['tasks', 'event_log', 'workers', 'messages', 'events'] loop
         if to_regclass(tracked) is not null then
-            execute format('create trigger note_change after insert or update or delete on %I '
+            -- Its name comes before `deliver`: triggers fire in the order of their names.
+            execute format('create trigger a_change after insert or update or delete on %I '
                 'for each row execute function note_change()', tracked);
         end if;
     end loop;
@@ -164,6 +165,44 @@ LOGS: dict[str, LiteralString] = {
         " from history where place = 'event_log' group by 1) as completed using (id)"
         " where (row ->> 'completions')::int <> coalesce(last, 0) and id not in ("
         " select (after ->> 'id')::bigint from history where statement = 'replay_task')"
+    ),
+}
+
+# From lesson 11 on. The first at any moment, the others when all tasks have ended.
+BESIDE: tuple[str, LiteralString] = (
+    "a signal is open beside a message that nobody has read",
+    "select task_id, event_log.position, messages.id"
+    " from event_log join messages using (task_id, name)"
+    " where kind = 'signal' and completion is null and messages.position is null",
+)
+MESSAGES: dict[str, LiteralString] = {
+    # Of a cancelled task, the run that would have looked may be gone.
+    "an event has come, and somebody waits for it": (
+        "select task_id, position, name from event_log join events using (name)"
+        " where kind = 'event' and completion is null"
+        " and task_id not in (select id from tasks where status = 'cancelled')"
+    ),
+    "somebody knows another payload of an event": (
+        "select task_id, position, output, payload from event_log left join events using (name)"
+        " where kind = 'event' and output is not null"
+        " and output::text is distinct from payload::text"
+    ),
+    "a message has answered what it must not": (
+        "select messages.id, event_log from messages"
+        " left join event_log using (task_id, position) where messages.position is not null"
+        " and (kind, event_log.name, coalesce(event_log.error ->> 'error', output::text))"
+        " is distinct from ('signal', messages.name, coalesce(messages.error, payload::text))"
+    ),
+    "two messages have answered one signal": (
+        "select task_id, position, count(*) from messages where position is not null"
+        " group by 1, 2 having count(*) > 1"
+    ),
+    # A fork has the answers, and not the messages.
+    "a signal has an answer that nobody has sent": (
+        "select task_id, event_log.position, event_log.output from event_log"
+        " join tasks on tasks.id = task_id and event_log.position > coalesce(fork_position, 0)"
+        " left join messages using (task_id, position)"
+        " where kind = 'signal' and event_log.output is not null and messages.id is null"
     ),
 }
 
