@@ -31,8 +31,9 @@ from typing import Any, LiteralString, cast
 import click
 import sqlalchemy as sa
 from psycopg import sql
+from psycopg.errors import RaiseException
 from psycopg.sql import Composed
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError, OperationalError
 
 from faults import lesson_with_worker, witness
 from faults.workloads import engine_of, register_sleepers
@@ -93,7 +94,11 @@ FAULTS = {
     "refuse all writes": 3,
 }
 # Errors that the faults make. All others would be the engine's.
-EXPECTED = ("canceling statement due to user request", "the database refuses")
+EXPECTED = (
+    "canceling statement due to user request",
+    "the database refuses",
+    "nobody would read the message",
+)
 # What a database may say to a statement that is in order.
 REFUSALS = {
     "25006": "read-only: a standby, or a disk that is nearly full",
@@ -271,7 +276,110 @@ class Client:
             ("impatient", both, often),
             ("alarmed", both, often),
         ]
-        return self.random.choice([*plain, *durable, *timed, *timed])
+        if not hasattr(self.engine, "SignalError"):
+            return self.random.choice([*plain, *durable, *timed, *timed])
+        three = [round(self.random.uniform(0, 0.6), 3) for _ in range(3)]
+        event = f"event {n // 8}"
+        reading: list[tuple[str, Any, dict[str, Any]]] = [
+            ("reader", three, often),
+            ("reader", [0, 0, *three], often),
+            ("chooser", {"event": event, "seconds": three}, often),
+            ("listener", event, often),
+        ]
+        return self.random.choice([*plain, *durable, *timed, *reading, *reading, *reading])
+
+
+class Correspondent:
+    """Sends messages and emits events, some of them twice, and notes what it was told.
+
+    Its transactions stay open for a moment: whoever waits for what is sent looks for it meanwhile.
+    """
+
+    def __init__(self, number: int, seed: int, engine: Any, db: Database) -> None:
+        self.random = random.Random(f"{seed} correspondent {number}")
+        self.number = number
+        self.engine = engine
+        self.db = db
+        # Of a message, its task and its key; of an event, its name; and the payload of each.
+        self.sent: dict[tuple[int, str], Any] = {}
+        self.unsent = set[tuple[int, str]]()  # rolled back, or refused
+        self.emitted: dict[str, Any] = {}
+
+    def run(self, over: threading.Event) -> None:
+        for n in count(1):
+            if over.wait(self.random.uniform(0.005, 0.05)):
+                return
+            act = self.random.choice([self.send, self.send, self.emit])
+            with suppress(OperationalError):
+                act([self.number, n])
+
+    def send(self, payload: list[int]) -> None:
+        """By the lesson's function, or by an INSERT, to a task that may be about to read it."""
+        id = self.draw(
+            "select id from tasks where name in ('reader', 'chooser')"
+            " and status in ('queued', 'running', 'waiting') order by id desc limit 5"
+        )
+        if id is None:
+            return
+        place = (id, f"{self.number}-{payload[1]}")
+        by_hand = self.random.random() < 0.5
+        commit = self.random.random() < 0.9
+        self.unsent.add(place)
+        for _ in range(self.random.choice([1, 2])):
+            try:
+                with self.transaction(commit) as connection:
+                    self.send_to(connection, *place, payload, by_hand)
+                    self.unsent -= {place} if commit else set()  # at the commit, nobody knows
+                if commit:
+                    self.sent[place] = payload
+            except (self.engine.BadInput, RaiseException):
+                return  # it has ended
+
+    def send_to(
+        self, connection: sa.Connection, id: int, key: str, payload: Any, by_hand: bool
+    ) -> None:
+        if not by_hand:
+            self.engine.send(connection, id, "letter", payload, key=key)
+            return
+        connection.execute(
+            sa.text(
+                "insert into messages (task_id, name, payload, key)"
+                " values (:id, 'letter', :payload, :key) on conflict do nothing"
+            ),
+            {"id": id, "payload": json.dumps(payload), "key": key},
+        )
+
+    def emit(self, payload: list[int]) -> None:
+        """What somebody waits for; or what has happened already."""
+        name = self.draw(
+            "select name from event_log left join events using (name) where kind = 'event'"
+            " order by events.name is null desc, task_id desc limit 5"
+        )
+        commit = self.random.random() < 0.9
+        for _ in range(self.random.choice([1, 2]) if name else 0):
+            with self.transaction(commit) as connection:
+                first = self.engine.emit(connection, name, payload)
+            if commit and first:
+                self.emitted[name] = payload
+            payload = [*payload, 2]
+
+    def draw(self, query: str) -> Any:
+        with self.db.engine.connect() as connection:
+            found = connection.execute(sa.text(query)).scalars().all()
+        return self.random.choice(found) if found else None
+
+    @contextmanager
+    def transaction(self, commit: bool) -> Iterator[sa.Connection]:
+        """Raises BadInput, OperationalError, or the trigger's RaiseException."""
+        try:
+            with self.db.engine.connect() as connection:
+                yield connection
+                time.sleep(self.random.uniform(0, 0.02))
+                (connection.commit if commit else connection.rollback)()
+        except OperationalError:
+            raise
+        except DatabaseError as error:
+            raise (error.orig or error) from None
 
 
 class Person:
@@ -306,8 +414,8 @@ class Chaos:
         modules = load(db.lesson)
         register_sleepers(modules)
         self.engine = engine_of(modules)
-        # The item that cannot be had. In lesson 07 nothing is refunded: the order fails.
-        self.gone = "unicorn" if hasattr(modules.app, "refund") else "lamp"
+        # The item that cannot be had. From lesson 07 on nothing is refunded: the order fails.
+        self.gone = "lamp" if hasattr(self.engine, "fork") else "unicorn"
         self.random = random.Random(f"{result.seed} saboteur")
         self.started = time.monotonic()
         self.count = 0
@@ -318,6 +426,8 @@ class Chaos:
         self.server_log = ""
         self.limit = self.random.choice([None, 10])  # how many tasks may run at once
         self.has_schedules = hasattr(self.engine, "set_schedule")  # from lesson 10 on
+        self.has_messages = hasattr(self.engine, "SignalError")  # from lesson 11 on
+        self.correspondents: list[Correspondent] = []
 
     def run(self, seconds: float) -> None:
         witness.install(self.db)
@@ -336,10 +446,16 @@ class Chaos:
         clients = [Client(n, self.result.seed, self.engine, self.db) for n in numbers]
         people = [Person(n, self.result.seed, self.engine, self.db) for n in range(PEOPLE)]
         people = people if self.by_hand else []
-        with ThreadPoolExecutor(CLIENTS + PEOPLE) as threads:
+        if self.has_messages:
+            self.correspondents = [
+                Correspondent(n, self.result.seed, self.engine, self.db) for n in numbers
+            ]
+        ended = threading.Event()  # so long, somebody waits for a letter or an event
+        with ThreadPoolExecutor(CLIENTS + PEOPLE + len(self.correspondents)) as threads:
             try:
                 self.workers = [self.new_worker() for _ in range(WORKERS)]
                 running = [threads.submit(each.run, over) for each in [*clients, *people]]
+                writing = [threads.submit(each.run, ended) for each in self.correspondents]
                 self.sabotage(seconds)
                 over.set()
                 for each in running:
@@ -348,9 +464,13 @@ class Chaos:
                     self.result.faults.update(person.done)
                 self.tell("the faults stop")
                 self.come_to_an_end()
+                ended.set()
+                for each in writing:
+                    each.result()
                 self.stop_all()
             finally:
                 over.set()
+                ended.set()
                 for worker in [*self.workers, *self.leaving]:
                     worker.resume()
                     worker.kill()
@@ -411,6 +531,7 @@ class Chaos:
                 case _:
                     self.restart(signal.SIGKILL)
             self.look_after_workers()
+            self.check_messages()
             time.sleep(pause)
 
     def cut(self, function: str, few: bool, share: float) -> None:
@@ -429,7 +550,7 @@ class Chaos:
         self.rows(cast(LiteralString, REFUSE.replace("{spared}", spared)))
         tables = self.rows(
             "select table_name from information_schema.tables where table_schema = %s"
-            " and table_name = any(array['tasks', 'workers', 'event_log'])",
+            " and table_name = any(array['tasks', 'workers', 'event_log', 'messages', 'events'])",
             self.db.schema,
         )
         for (table,) in tables:
@@ -504,7 +625,7 @@ class Chaos:
             self.violation(f"{worker.name} ended with exit status {status}: {output[-3000:]}")
 
     def come_to_an_end(self) -> None:
-        """When the faults have stopped, every task ends, and every timer rings."""
+        """When the faults have stopped, every task ends, and the clock ends every other wait."""
         for worker in [*self.workers, *self.leaving]:
             worker.resume()
         self.paused.clear()
@@ -518,11 +639,11 @@ class Chaos:
             ):
                 return False
             sleeps = hasattr(self.engine, "Timers")
-            left = "select from event_log where kind = 'timer' and completion is null limit 1"
+            left = "select from event_log where due_at is not null and completion is null limit 1"
             return not (sleeps and self.rows(left))
 
         try:
-            wait_until(ended, "all tasks have ended, and all timers have rung", SECONDS_TO_END)
+            wait_until(ended, "all tasks have ended, and nothing will be due", SECONDS_TO_END)
         except TimeoutError:
             for row in self.rows(
                 "select id, name, status, attempt, max_attempts, worker_id, run_at, error"
@@ -562,14 +683,45 @@ class Chaos:
         self.tell(f"VIOLATION {sentence}")
         self.result.violations.append(sentence)
 
+    def check_messages(self) -> None:
+        """What holds at any moment, not only in the end."""
+        if self.has_messages:
+            for wrong in witness.found(self.db, *witness.BESIDE):
+                self.violation(wrong)
+
+    def check_correspondents(self) -> None:
+        """What was acknowledged is there, as it was sent; what was rolled back is not."""
+        sent = {
+            (id, key): payload
+            for id, key, payload in self.rows("select task_id, key, payload from messages")
+        }
+        events = dict(self.rows("select name, payload from events"))
+        for one in self.correspondents:
+            for place in one.unsent & sent.keys():
+                self.violation(f"a message that was rolled back: {place}")
+            # A replay begins without what was read.
+            for place, payload in one.sent.items() if not self.by_hand else ():
+                if sent.get(place) != payload:
+                    self.violation(f"{payload} was sent to {place}: {sent.get(place)}")
+            for name, payload in one.emitted.items():
+                if events.get(name) != payload:
+                    self.violation(f"{name} was emitted with {payload}: {events.get(name)}")
+        if not (sent and events):
+            self.violation("the correspondents got nothing done")
+
     def check(self, outcomes: list[tuple[str, str, int | None]]) -> None:
         self.check_clients(outcomes)
+        self.check_messages()
+        if self.has_messages:
+            self.check_correspondents()
         wrong = witness.violations(self.db, self.limit)
         never = OF_CHILDREN if hasattr(self.engine, "ChildError") else {}
         if never and not self.by_hand:
             never = never | OTHER_END
         if hasattr(self.engine, "Timers"):
             never = never | OF_TIMERS
+        if self.has_messages:
+            never = never | witness.MESSAGES
         for sentence, query in never.items():
             wrong += witness.found(self.db, sentence, query)
         for sentence in wrong:
@@ -699,6 +851,12 @@ def expected_log(name: str, input: Any, output: Any) -> list[str]:
         return ["charge_card", *["reserve" for _ in input["items"]], last]
     if name == "fulfil_all":
         return ["fulfil" for _ in input]
+    if name == "reader":
+        return ["letter", "tell"] * len(input)
+    if name == "chooser":
+        return ["letter", input["event"], "sleep", *["tell"] * 3]
+    if name == "listener":
+        return [input, "tell"]
     return {
         "wait_for_a_nap": ["sleep"],
         "slumber": ["sleep", "tell"],
@@ -727,6 +885,12 @@ def expected_outcome(name: str, input: Any, gone: str) -> Any:
             return "awake"
         case "impatient" | "alarmed":
             return "both"
+        case "reader":
+            return "read"
+        case "chooser":
+            return "all three"
+        case "listener":
+            return "told"
         case _:
             return "an answer" if name == "flaky" else None
 

@@ -42,6 +42,10 @@ from shared.verbs import PATIENCE
 
 Fault = Literal["kill", "stop"]
 PROBE = ("SendHint",)  # changes nothing, and comes whenever it is time for it
+UNREAD: tuple[str, LiteralString] = (
+    "a message that nobody has read",
+    "select task_id, name, payload from messages where position is null",
+)
 Ask = Callable[[int], When | None]  # the number of a commit, and when to kill: None: not at all
 
 
@@ -305,6 +309,9 @@ class CrashTest(Watched):
             found += self._differences(id, self.expected[id], rows[id])
         if self.number >= 6 and not self.only:
             found += self._of_children(rows)
+        if self.number >= 11 and not self.only:
+            for sentence, query in (witness.BESIDE, UNREAD, *witness.MESSAGES.items()):
+                found += witness.found(self.db, sentence, query)
         return found + self._outside_violations()
 
     def _differences(self, id: int, expected: workloads.Expected, row: Any) -> list[str]:

@@ -60,6 +60,12 @@ begin
                 when now ->> 'kind' = 'timer' and now -> 'ended' = 'true' then '-> null'
                 else ''
             end);
+    elsif tg_table_name = 'messages' then
+        change := format('message %s to task %s: %s', row ->> 'name', row ->> 'task_id',
+            coalesce('read at ' || (row ->> 'position'), 'sent'));
+    elsif tg_table_name = 'events' then
+        change := format('event %s: %s', row ->> 'name',
+            case when row -> 'told' = 'true' then 'told' else 'emitted' end);
     else
         change := format('worker %s: %s', row ->> 'name', lower(tg_op));
         if tg_op = 'UPDATE' then
@@ -79,9 +85,10 @@ do $$
 declare
     tracked text;
 begin
-    foreach tracked in array array['tasks', 'event_log', 'workers'] loop
+    foreach tracked in array array['tasks', 'event_log', 'workers', 'messages', 'events'] loop
         if to_regclass(tracked) is not null then
-            execute format('create trigger note_change after insert or update or delete on %I '
+            -- Its name comes before `deliver`: triggers fire in the order of their names.
+            execute format('create trigger a_change after insert or update or delete on %I '
                 'for each row execute function note_change()', tracked);
         end if;
     end loop;
@@ -129,6 +136,7 @@ LOGS: dict[str, LiteralString] = {
     "a timer rang before its time": (
         "select after, at from history where before ->> 'completion' is null"
         " and after ->> 'completion' is not null and at < (after ->> 'due_at')::timestamptz"
+        " and (after ->> 'kind' = 'timer' or after -> 'error' ->> 'type' = 'WaitTimeout')"
     ),
     # Unless it was reopened by hand.
     "a timer rang twice": (
@@ -137,6 +145,14 @@ LOGS: dict[str, LiteralString] = {
         " group by 1, 2, task -> 'log_id' having not bool_or(statement = 'reopen_entries')"
         " and count(*) filter (where before -> 'ended' is distinct from 'true'"
         " and after -> 'ended' = 'true') > 1"
+    ),
+    "a message was read twice, or changed": (
+        "select before, after from history where place = 'messages' and after is not null"
+        " and (before -> 'position' <> 'null' or before - 'position' <> after - 'position')"
+    ),
+    "an event was changed": (
+        "select before, after from history where place = 'events'"
+        " and before - 'told' <> after - 'told'"
     ),
     "a fork has changed what was there": (
         "select before, after from history where statement = 'fork_task' and before is not null"
@@ -149,6 +165,44 @@ LOGS: dict[str, LiteralString] = {
         " from history where place = 'event_log' group by 1) as completed using (id)"
         " where (row ->> 'completions')::int <> coalesce(last, 0) and id not in ("
         " select (after ->> 'id')::bigint from history where statement = 'replay_task')"
+    ),
+}
+
+# From lesson 11 on. The first at any moment, the others when all tasks have ended.
+BESIDE: tuple[str, LiteralString] = (
+    "a signal is open beside a message that nobody has read",
+    "select task_id, event_log.position, messages.id"
+    " from event_log join messages using (task_id, name)"
+    " where kind = 'signal' and completion is null and messages.position is null",
+)
+MESSAGES: dict[str, LiteralString] = {
+    # Of a cancelled task, the run that would have looked may be gone.
+    "an event has come, and somebody waits for it": (
+        "select task_id, position, name from event_log join events using (name)"
+        " where kind = 'event' and completion is null"
+        " and task_id not in (select id from tasks where status = 'cancelled')"
+    ),
+    "somebody knows another payload of an event": (
+        "select task_id, position, output, payload from event_log left join events using (name)"
+        " where kind = 'event' and output is not null"
+        " and output::text is distinct from payload::text"
+    ),
+    "a message has answered what it must not": (
+        "select messages.id, event_log from messages"
+        " left join event_log using (task_id, position) where messages.position is not null"
+        " and (kind, event_log.name, coalesce(event_log.error ->> 'error', output::text))"
+        " is distinct from ('signal', messages.name, coalesce(messages.error, payload::text))"
+    ),
+    "two messages have answered one signal": (
+        "select task_id, position, count(*) from messages where position is not null"
+        " group by 1, 2 having count(*) > 1"
+    ),
+    # A fork has the answers, and not the messages.
+    "a signal has an answer that nobody has sent": (
+        "select task_id, event_log.position, event_log.output from event_log"
+        " join tasks on tasks.id = task_id and event_log.position > coalesce(fork_position, 0)"
+        " left join messages using (task_id, position)"
+        " where kind = 'signal' and event_log.output is not null and messages.id is null"
     ),
 }
 
@@ -181,7 +235,8 @@ def changes(db: Database) -> list[Change]:
     """All changes so far, the oldest first, but for what was enqueued."""
     query = (
         "select commit::text, statement, change from history"
-        " where statement <> 'enqueue_task' order by number"
+        " where commit not in (select commit from history where statement = 'enqueue_task')"
+        " order by number"
     )
     return [Change(*row) for row in rows(db, query)]
 

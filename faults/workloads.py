@@ -7,12 +7,15 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import sqlalchemy as sa
 
+from shared.database import open_database
 from shared.outside import Outside
+from shared.processes import wait_until
 
 # What each task does, for people.
 TASKS = {
@@ -26,7 +29,9 @@ TASKS = {
     "lost_for_good, whose failure is caught; a child journey; from lesson 09 on a timer, for which "
     "it first waits in vain; the step come_home",
     "answered": "durable: receives a message and a failure, which were sent before; an event, "
-    "which has happened; the step take_note",
+    "which has happened; then waits for a letter, and for an event; the step take_note",
+    "send_letter": "sends that letter, with a key",
+    "bring_post": "emits that event, and stays until it is told",
 }
 Log = list[tuple[str, str]]  # kind and name of each entry
 NAP = 0.2  # seconds: longer than it takes from a timer's commit to that of the suspension
@@ -84,11 +89,14 @@ def register(modules: SimpleNamespace) -> Any:
         raise engine.NonRetryableError("there is no such address")
 
     if hasattr(engine, "durable"):
-        register_durable(engine, outside, note, lost_for_good)
+        register_durable(engine, modules.app, note, lost_for_good)
     return engine
 
 
-def register_durable(engine: Any, outside: Outside, note: Any, lost_for_good: Any) -> None:
+def register_durable(engine: Any, app: Any, note: Any, lost_for_good: Any) -> None:
+    outside: Outside = app.outside
+    lesson = Path(app.__file__).parent
+
     def effect(what: str, key: str) -> str:
         outside.record(f"{what}, key {key}")
         return what
@@ -163,7 +171,21 @@ def register_durable(engine: Any, outside: Outside, note: Any, lost_for_good: An
         except engine.SignalError as error:
             got.append(str(error))
         got.append(ctx.wait_event("it has happened"))
+        got += [ctx.receive("letter"), ctx.wait_event("the post is here")]
         return ctx.step(take_note, got)
+
+    @engine.task
+    def send_letter(id: int) -> None:
+        with open_database(lesson) as db, db.autocommit.connect() as connection:
+            engine.send(connection, id, "letter", "hello", key="letter")
+
+    @engine.task
+    def bring_post(_: None) -> None:
+        """In the only slot: so the upkeep has told of the event before anything else is done."""
+        with open_database(lesson) as db, db.autocommit.connect() as connection:
+            engine.emit(connection, "the post is here", "now")
+            untold = sa.text("select from events where not told")
+            wait_until(lambda: not connection.execute(untold).all(), "it is told")
 
 
 def register_sleepers(modules: SimpleNamespace) -> None:
@@ -177,7 +199,7 @@ def register_sleepers(modules: SimpleNamespace) -> None:
         """In a slot."""
         time.sleep(seconds)
 
-    def tell(key: str, what: str) -> str:  # noqa: ARG001
+    def tell(key: str, what: Any) -> Any:  # noqa: ARG001
         return what
 
     @engine.durable
@@ -206,6 +228,42 @@ def register_sleepers(modules: SimpleNamespace) -> None:
             ctx.step(tell, "the child" if one == child else "the clock")
         return "both"
 
+    if hasattr(engine, "SignalError"):
+        register_readers(engine, tell)
+
+
+def register_readers(engine: Any, tell: Any) -> None:
+    """From lesson 11 on: tasks that wait for messages called letter, and for events."""
+
+    @engine.durable
+    def reader(ctx: Any, seconds: list[float]) -> str:
+        """One letter after the other; for each it waits so long at the most."""
+        for each in seconds:
+            try:
+                letter = ctx.receive("letter", timeout=timedelta(seconds=each))
+            except engine.WaitTimeout:
+                letter = None
+            ctx.step(tell, letter)
+        return "read"
+
+    @engine.durable
+    def chooser(ctx: Any, input: dict[str, Any]) -> str:
+        """A letter, an event, or the clock: all three come, in the order that was recorded."""
+        letter, event, alarm = (timedelta(seconds=each) for each in input["seconds"])
+        waits = [
+            ctx.signal("letter", timeout=letter),
+            ctx.event(input["event"], timeout=event),
+            ctx.timer(alarm),
+        ]
+        for one in ctx.as_completed(*waits):
+            ctx.step(tell, waits.index(one))
+        return "all three"
+
+    @engine.durable
+    def listener(ctx: Any, event: str) -> str:
+        ctx.step(tell, ctx.wait_event(event))
+        return "told"
+
 
 JOURNEY: Log = [("step", "pack"), ("step", "pay"), ("step", "break_down"), ("step", "arrive")]
 TOUR: Log = [
@@ -217,12 +275,12 @@ TOUR: Log = [
 ]
 TIMERS: Log = [("timer", "sleep"), ("timer", "timeout")]
 HOME: Log = [("step", "come_home")]
-
-
 ANSWERED: Log = [
     ("signal", "answer"),
     ("signal", "answer"),
     ("event", "it has happened"),
+    ("signal", "letter"),
+    ("event", "the post is here"),
     ("step", "take_note"),
 ]
 
@@ -262,14 +320,23 @@ def enqueue(engine: Any, number: int, connection: sa.Connection) -> dict[int, Ex
 
 
 def enqueue_answered(engine: Any, connection: sa.Connection) -> dict[int, Expected]:
-    """All answers are there, and there is no event to tell of: so there is one order of commits."""
+    """Half of the answers are there; the others come from the tasks after it, one by one.
+
+    There is no event to tell of before: so there is one order of commits.
+    """
     id = engine.enqueue(connection, "answered", None)
     engine.send(connection, id, "answer", "yes")
     engine.send_error(connection, id, "answer", "no")
     engine.emit(connection, "it has happened", "today")
     connection.execute(sa.text("update events set told = true"))
-    got = ["yes", "answer: no", "today"]
-    return {id: Expected("answered", "succeeded", got, ANSWERED)}
+    sender = engine.enqueue(connection, "send_letter", id)
+    emitter = engine.enqueue(connection, "bring_post", None)
+    got = ["yes", "answer: no", "today", "hello", "now"]
+    return {
+        id: Expected("answered", "succeeded", got, ANSWERED),
+        sender: Expected("send_letter", "succeeded"),
+        emitter: Expected("bring_post", "succeeded"),
+    }
 
 
 def children() -> list[Expected]:

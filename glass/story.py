@@ -76,6 +76,10 @@ def describe(change: Change) -> Event:
             return of_task(change)
         case "event_log", "insert" | "update":
             return of_entry(change)
+        case "messages", "insert" | "update":
+            return of_message(change)
+        case "events", "insert" | "update":
+            return of_event(change)
         case "workers", _:
             return of_worker(change)
         case "stepper", "insert" | "update":
@@ -118,6 +122,26 @@ def of_entry(change: Change) -> Event:
     else:
         text = f"{where} {name}: {differences(change)}"
     return Event("log", text, row.get("task_id"))
+
+
+def of_message(change: Change) -> Event:
+    """One that finds an open signal is sent and read in one commit."""
+    row, id = change.after or {}, (change.after or {}).get("task_id")
+    text = f"message {short(row.get('name'), NAME)} to task {id}"
+    if change.verb == "insert":
+        text += f": {short(row.get('error') or row.get('payload'), 40)}"
+    if row.get("position"):
+        text += f", read at {row['position']}"
+    return Event("log", text, id)
+
+
+def of_event(change: Change) -> Event:
+    row = change.after or {}
+    text = f"event {short(row.get('name'), NAME)}"
+    if change.verb == "insert":
+        return Event("note", f"{text} has happened: {short(row.get('payload'), 40)}")
+    told = row.get("told") == "true" and "all who waited have been told"
+    return Event("note", f"{text}: {told or differences(change)}")
 
 
 def of_worker(change: Change) -> Event:

@@ -30,9 +30,13 @@ ENTRIES = {
     "step": "■",
     "child": "●",
     "timer": "◆",
+    "signal": "▶",
+    "event": "▲",
     "step open": "□",
     "child open": "○",
     "timer open": "◇",
+    "signal open": "▷",
+    "event open": "△",
 }
 
 

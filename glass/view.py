@@ -291,14 +291,25 @@ def waits_for(task: Row, rows: Rows) -> str:
     awaited = [
         log[position] for position in positions if position in log and is_open(log[position])
     ]
-    alarms = sorted(moment for one in awaited if (moment := timestamp(one.get("due_at"))))
+    kinds = {one.get("kind") for one in awaited}
     missing = number(task, "wake_after")
-    if alarms and len(alarms) == len(awaited):
+    if kinds == {"timer"} and (alarms := moments(awaited)):
         return f"sleeps for {rows.left(alarms[min(missing, len(alarms)) - 1])}"
-    one, many = ("entry", "entries") if alarms else ("child", "children")
-    text = f"waits for {missing} {one if missing == 1 else many}"
-    end = timestamp(log.get(task.get("deadline"), Row()).get("due_at"))
-    return f"{text}, {rows.left(end)} at most" if end else text
+    until = [log.get(task.get("deadline"), Row())]
+    if len(awaited) == 1 and kinds <= {"signal", "event"}:
+        until += awaited
+        what = "a message" if kinds == {"signal"} else "the event"
+        text = f"waits for {what} {short(awaited[0].get('name'), NAME)}"
+    else:
+        one, many = ("child", "children") if kinds <= {"child"} else ("entry", "entries")
+        text = f"waits for {missing} {one if missing == 1 else many}"
+    ends = moments(until)
+    return f"{text}, {rows.left(ends[0])} at most" if ends else text
+
+
+def moments(entries: list[Row]) -> list[float]:
+    """When the clock completes them, the earliest first."""
+    return sorted(moment for one in entries if (moment := timestamp(one.get("due_at"))))
 
 
 def is_open(entry: Row) -> bool:
@@ -306,7 +317,7 @@ def is_open(entry: Row) -> bool:
 
 
 def entry_kind(entry: Row) -> str:
-    """step, child or timer, and: failed, or open as it has no outcome yet."""
+    """step, child and so on, and: failed, or open as it has no outcome yet."""
     kind = entry.get("kind") or "step"
     if entry.get("error") is not None:
         return f"{kind} failed"

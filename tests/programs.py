@@ -24,6 +24,11 @@ FAIL = ("fail",)
 
 # From lesson 09 on. Days: the model's time goes in such steps.
 NAP = st.tuples(st.just("sleep"), st.integers(0, 3))
+# From lesson 11 on. Names of messages and of events, and for how long to wait.
+NAMES = st.sampled_from("ab")
+ANSWER = st.tuples(
+    st.sampled_from(["signal", "event"]), NAMES, st.none() | st.integers(0, 2)
+) | st.tuples(st.just("first"), NAMES, st.integers(0, 2))
 
 
 def programs(operations: Any, least: int, most: int) -> Any:
@@ -45,9 +50,10 @@ def nested(operations: Any, timed: bool) -> Any:
     return found | patient | patient if timed else found
 
 
-def all_programs(timed: bool) -> Any:
-    """timed: of a lesson whose tasks can sleep, and do not wait for ever."""
+def all_programs(timed: bool, answered: bool) -> Any:
+    """Of a lesson whose tasks can sleep, and do not wait for ever; and wait for messages."""
     short = EITHER | NAP if timed else EITHER
+    short = short | ANSWER if answered else short
     return programs(short, 2, 4) | programs(nested(nested(SIMPLE | short, timed), timed), 2, 4)
 
 
@@ -123,6 +129,8 @@ def define_program(lesson: Lesson, effects: list[tuple[str, str, int]]) -> None:
             return ctx.sleep(timedelta(days=arguments[0]))
         if kind in ("patient", "alarm"):
             return timed(ctx, kind, *arguments)
+        if kind in ("signal", "event", "first"):
+            return answered(ctx, kind, *arguments)
         try:
             if kind == "caught":
                 return ctx.step(refuse, *arguments)
@@ -160,6 +168,21 @@ def define_program(lesson: Lesson, effects: list[tuple[str, str, int]]) -> None:
             except lesson.children.ChildError:
                 ctx.step(act, 1)
         return ctx.result(child)
+
+    def answered(ctx, kind, name, days):
+        """What is done next depends on what has come, and on whether the clock was first."""
+        duration = None if days is None else timedelta(days=days)
+        if kind == "first":
+            waits = [ctx.signal(name), ctx.timer(duration)]
+            ctx.step(act, waits.index(ctx.first_of(*waits)))
+            ctx.gather(*waits)
+            return "done"
+        try:
+            payload = ctx.result(getattr(ctx, kind)(name, timeout=duration))
+        except errors.WaitTimeout:
+            payload = 0
+        ctx.step(act, payload)
+        return "done"
 
 
 class Failure(Exception):
@@ -218,6 +241,11 @@ def interpret_one(log: Any, kind: str, *arguments: Any) -> Any:
     if kind == "sleep":
         log.append(("timer", "sleep", None))
         return None
+    if kind in ("signal", "event", "first"):
+        log.append(("event" if kind == "event" else "signal", arguments[0], None))
+        log.extend([("timer", "sleep", None)] * (kind == "first"))
+        log.append(("step", "act", None))
+        return "done"
     if kind in ("patient", "alarm"):
         spawned = child(arguments[0])
         log.append(("timer", "timeout" if kind == "patient" else "sleep", None))

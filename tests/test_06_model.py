@@ -21,11 +21,19 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from faults import witness
 from shared.processes import wait_until, within
 from shared.testing import Lesson, working
 from tests.helpers import ALL, hurry
-from tests.model import TERMINAL, profile
-from tests.programs import Expected, all_programs, define_program, interpret
+from tests.model import LIVE, TERMINAL, profile
+from tests.programs import (
+    NAMES,
+    NUMBER,
+    Expected,
+    all_programs,
+    define_program,
+    interpret,
+)
 
 
 def as_json(value: Any) -> Any:
@@ -146,13 +154,16 @@ class Durable(RuleBasedStateMachine):
         self.recorded: dict[Any, Any] = {}
         self.by_hand = self.retried = False
         self.sleeps = hasattr(self.world.queue, "open_timer")
+        self.reads = hasattr(self.world.queue, "open_wait")
+        if self.reads:
+            self.world.look.execute("delete from events")
         self.root = 0
         self.fork_id = 0
         self.expected = Expected()
 
     @initialize(data=st.data())
     def begin(self, data):
-        operations = data.draw(all_programs(timed=self.sleeps))
+        operations = data.draw(all_programs(timed=self.sleeps, answered=self.reads))
         self.expected = interpret(operations)
         self.root = self.world.lesson.tasks.enqueue(
             self.world.connection, "program", as_json(operations), max_attempts=1_000_000
@@ -176,12 +187,14 @@ class Durable(RuleBasedStateMachine):
         if puppet.rows is not None and statement in self.WRITES:
             allowed = self.WRITES[statement] if current else (0,)
             assert puppet.rows in allowed, f"{statement} of {run}: {puppet.rows} rows"
+        self.nothing_is_unread()
 
     # By a run that is the task's, and how many rows they may write then.
     WRITES: ClassVar = {
         "record_step": (1,),
         "spawn_child": (1,),
         "open_timer": (1,),
+        "open_wait": (1,),
         "settle_errors": (1, 2, 3),
         "suspend_task": (0, 1),
         "succeed_task": (1,),
@@ -241,6 +254,8 @@ class Durable(RuleBasedStateMachine):
             )
             self.ring()
             self.nothing_is_taken_back()
+        if self.reads:
+            self.world.lesson.upkeep.tell_events(self.world.queue)
 
     def ring(self) -> None:
         """What is due; of each task one entry, and perhaps there are more."""
@@ -278,7 +293,8 @@ class Durable(RuleBasedStateMachine):
         """Before the first error: a kept one is never mended."""
         ((known,),) = self.world.look.execute(
             "select coalesce("
-            "  min(position) filter (where error is not null and kind <> 'timer') - 1,"
+            "  min(position) filter ("
+            "   where error is not null and kind not in ('timer', 'signal', 'event')) - 1,"
             "  max(position), 0"
             ") from event_log where task_id = %s",
             (self.root,),
@@ -287,6 +303,44 @@ class Durable(RuleBasedStateMachine):
         with connection.begin():
             fork = self.world.lesson.control.fork
             self.fork_id = fork(connection, self.root, min(position, known))
+
+    # Whoever sends
+
+    @precondition(lambda self: self.reads)
+    @rule(nth=st.integers(0, 3), name=NAMES, payload=NUMBER)
+    def send(self, nth, name, payload):
+        live = self.world.look.execute(
+            "select id from tasks where name = 'program' and status = any (%s) order by id",
+            [[*LIVE]],
+        ).fetchall()
+        if live:
+            (id,) = live[nth % len(live)]
+            self.world.lesson.signals.send(self.world.connection, id, name, payload)
+            self.nothing_is_unread()
+
+    @precondition(lambda self: self.reads)
+    @rule(name=NAMES, payload=NUMBER)
+    def emit(self, name, payload):
+        self.world.lesson.events.emit(self.world.connection, name, payload)
+
+    def answer(self) -> None:
+        """All that a live task waits for."""
+        waits = self.world.look.execute(
+            "select task_id, kind, event_log.name from event_log join tasks on tasks.id = task_id"
+            " where kind in ('signal', 'event') and completion is null and status = any (%s)",
+            [[*LIVE]],
+        )
+        for id, kind, name in waits.fetchall():
+            if kind == "signal":
+                self.world.lesson.signals.send(self.world.connection, id, name, 1)
+            else:
+                self.world.lesson.events.emit(self.world.connection, name, 1)
+
+    def nothing_is_unread(self) -> None:
+        """That somebody waits for."""
+        if self.reads:
+            sentence, query = witness.BESIDE
+            assert self.world.look.execute(query).fetchall() == [], sentence
 
     # What holds after each rule
 
@@ -324,6 +378,7 @@ class Durable(RuleBasedStateMachine):
             assert self.retried or last == completions, "a completion is no entry's"
         if self.sleeps:
             early = "completion is not null and due_at > clock_timestamp()"
+            early += " and (kind = 'timer' or error ->> 'type' = 'WaitTimeout')"
             assert self.found(early) == [], "the clock was early"
         self.by_hand = False
 
@@ -340,6 +395,8 @@ class Durable(RuleBasedStateMachine):
                 if self.fork_id:
                     self.check(self.fork_id, self.expected)
                 self.check_effects()
+                for sentence, query in witness.MESSAGES.items() if self.reads else ():
+                    assert self.world.look.execute(query).fetchall() == [], sentence
         finally:
             self.settle()
 
@@ -356,6 +413,8 @@ class Durable(RuleBasedStateMachine):
         for _ in range(1000):
             self.upkeep()
             self.time_passes()
+            if self.reads:
+                self.answer()
             live = self.world.look.execute(
                 "select count(*) from tasks where status in ('queued', 'running', 'waiting')"
             ).fetchone()

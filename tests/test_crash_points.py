@@ -4,6 +4,7 @@ Here for lessons 01 and 03 and the last one; `make faults` does it for all of th
 """
 
 import os
+import re
 import signal
 import sys
 
@@ -17,7 +18,8 @@ from faults.proxy import Proxy, writes
 from faults.stepper import ANSWERS
 from shared.lessons import find, number
 
-FIRST, QUEUE, LOG, CHILDREN, SLEEP, LAST = map(find, ("01", "03", "04", "06", "09", None))
+FIRST, QUEUE, LOG, CHILDREN, SLEEP = map(find, ("01", "03", "04", "06", "09"))
+SIGNALS, LAST = map(find, ("11", None))
 
 
 @pytest.fixture
@@ -74,6 +76,38 @@ def test_one_order_in_place_of_the_workload(postgres):  # noqa: ARG001  held for
         assert [point.ran_twice for point in points] == [0, 1]
         test.expected[1] = workloads.Expected("fulfil", "failed")
         assert "task 1 has come to" in str(test.point(6, "after").violations)
+
+
+@pytest.mark.parametrize("path", [SIGNALS], ids=lambda path: path.name)
+def test_the_commits_of_a_letter_and_of_an_event(crash):
+    """A task sends and another one emits, through the line that is watched, while one waits."""
+    commits = [line.split(maxsplit=2)[1:] for line in crash.commits_since_reset()[15:25]]
+    assert [(name, re.split(r"\n\s+", changes)) for name, changes in commits] == [
+        ("ClaimTasks", ["task 6 send_letter: queued -> running"]),
+        (
+            "SendMessage",
+            [
+                "message letter to task 5: sent",
+                "message letter to task 5: read at 4",
+                "log of task 5: 4 signal letter -> hello",
+                "task 5 answered: waiting -> queued",
+            ],
+        ),
+        ("SucceedTask", ["task 6 send_letter: running -> succeeded"]),
+        ("ClaimTasks", ["task 5 answered: queued -> running"]),
+        ("OpenWait", ["log of task 5: 5 event the post is here"]),
+        ("SuspendTask", ["task 5 answered: running -> waiting"]),
+        ("ClaimTasks", ["task 7 bring_post: queued -> running"]),
+        ("EmitEvent", ["event the post is here: emitted"]),
+        (
+            "TellEvents",
+            [
+                "log of task 5: 5 event the post is here -> now",
+                "task 5 answered: waiting -> queued",
+            ],
+        ),
+        ("MarkTold", ["event the post is here: told"]),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -144,7 +178,7 @@ def test_which_statements_change_something(sql, is_write):
 def test_the_witness_sees_what_must_never_be():
     """Else no crash would ever be found to have done harm."""
     with crash_test(LAST) as test:
-        (id,) = [id for id, expected in test.expected.items() if expected.log]
+        (id,) = [id for id, expected in test.expected.items() if expected.name == "tour"]
         assert witness.violations(test.db, at_most=1) == []
         test.rows("update event_log set output = '9' where task_id = %s and position = 1", id)
         test.rows("update event_log set output = '9' where task_id = %s and position = 2", id)

@@ -441,6 +441,53 @@ def test_a_task_that_sleeps_says_for_how_long(postgres):
         assert view(history, task="1").task.log[0].kind == "timer"
 
 
+def test_a_task_that_waits_for_a_message_or_an_event_says_so(postgres):
+    with tables("11") as eleven, watched(eleven.db, postgres) as history:
+
+        @eleven.context.durable
+        def wait(ctx, which):
+            days = timedelta(days=10)
+            waits = {
+                "a": lambda: ctx.signal("approval"),
+                "b": lambda: ctx.signal("approval", timeout=days),
+                "c": lambda: ctx.event("the harbour is open"),
+            }
+            pending = [waits[each]() for each in which]
+            return ctx.gather(*pending, timeout=days / 2 if which == "c" else None)
+
+        with eleven.db.autocommit.connect() as connection:
+            for which in ("a", "b", "c", "bc"):
+                eleven.tasks.enqueue(connection, "wait", which)
+            with working(eleven.worker.Worker(eleven.db, "a")):
+                wait_until(lambda: counts(history) == {"waiting": 4}, "all wait")
+            waiting = next(c for c in view(history).columns if c.status == "waiting").cards
+            assert [card.tags[-1][1] for card in waiting] == [
+                "waits for a message approval",
+                "waits for a message approval, 10 days at most",
+                "waits for the event the harbour is open, 5 days at most",
+                "waits for 2 entries",
+            ]
+            assert waiting[3].entries == ["signal open", "event open"]
+            console = Console(width=180, height=40, record=True, file=io.StringIO())
+            console.print(draw(view(history), "11", 40))
+            assert "wait ▷△" in console.export_text()
+            eleven.signals.send(connection, 1, "approval", "Ann")
+            eleven.signals.send(connection, 1, "thanks", "Bea")
+            eleven.events.emit(connection, "the harbour is open", "Ada")
+            list(eleven.queries.Querier(connection).tell_events(at_most=9, skip=0))
+            eleven.queries.Querier(connection).mark_told()
+        told = "event the harbour is open: all who waited have been told"
+        wait_until(lambda: view(history).lines[-1].events[0].text == told, "the end is seen")
+    texts = [[event.text for event in line.events] for line in view(history).lines[-5:]]
+    assert texts[0] == [
+        'message approval to task 1: "Ann", read at 1',
+        'log of 1: 1 approval → "Ann", the first to end',
+        "task 1: waiting → queued",
+    ]
+    assert texts[1] == ['message thanks to task 1: "Bea"']
+    assert texts[2] == ['event the harbour is open has happened: "Ada"']
+
+
 def test_without_the_log_the_tables_are_read_again_and_again(six, postgres):
     role = f"test_glass_{os.getpid()}"
     execute(six.db, f"create role {role} login")
