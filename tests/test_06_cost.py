@@ -74,9 +74,9 @@ def test_as_completed_looks_once_at_what_has_ended(lesson, db, monkeypatch):
 
     wait = lesson.event_log.EventLog.wait
 
-    def noted(self, positions, enough):
+    def noted(self, positions, enough, **deadline):
         looked_at.append(len(positions))
-        return wait(self, positions, enough)
+        return wait(self, positions, enough, **deadline)
 
     monkeypatch.setattr(lesson.event_log.EventLog, "wait", noted)
     (id,) = enqueue_all(lesson, db, "all_of_them", [None])
