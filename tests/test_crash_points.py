@@ -197,8 +197,16 @@ def test_the_witness_sees_what_must_never_be():
             "update tasks set attempt = attempt + 1, completions = completions + 1 where id = %s",
             id,
         )
-        found = "\n".join(witness.violations(test.db, at_most=0))
+        test.rows("update messages set position = 1")
+        test.rows("update events set payload = '9'")
+        found = "\n".join([*witness.violations(test.db, at_most=0), *test.violations(0)])
     for sentence in (
+        "a message was read twice, or changed",
+        "an event was changed",
+        "somebody knows another payload of an event",
+        "a message has answered what it must not",
+        "two messages have answered one signal",
+        "a signal has an answer that nobody has sent",
         "a step was recorded by an attempt that was not the task's",
         "a step was recorded twice",
         "an error was settled by a run that was not the task's",
