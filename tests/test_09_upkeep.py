@@ -39,6 +39,17 @@ def test_the_pause_ends_when_the_next_thing_is_due(lesson, db):
     assert 0 < pause(lesson, db) <= 60, "a run takes too long"
 
 
+def test_a_hint_between_a_look_and_its_chore_is_kept_for_the_next_look(lesson, db):
+    enqueue(lesson, db, delay=timedelta(microseconds=1))
+    upkeep = lesson.upkeep.Upkeep({"wake": lambda _: None}, LONG)
+    with queries(lesson, db) as queue:
+        upkeep.next(queue, 0)
+        upkeep.hint.set()
+        assert upkeep.pause() == 0, "a chore is due"
+        upkeep.next(queue, 0)
+        assert upkeep.hint.is_set(), "the look did not see what the hint was for"
+
+
 def test_a_sleep_ends_in_time_though_the_upkeep_looks_hardly_ever(lesson, db):
     """One that is shorter than its pause, and one that begins after that."""
     hurry(lesson, upkeep=LONG)
