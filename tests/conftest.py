@@ -8,6 +8,13 @@ from faults import chaos
 
 pytest.register_assert_rewrite("tests.helpers", "tests.model")
 
+# They begin first: else the last of them is still running when all other tests have ended.
+LONG = ("crash_points", "model", "build", "bench", "cost", "chaos", "kills")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: not item.path.stem.endswith(LONG))
+
 
 @pytest.fixture
 def own_server(tmp_path, monkeypatch):
