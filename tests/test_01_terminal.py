@@ -142,7 +142,7 @@ def test_reset_makes_the_tables_anew(lesson, db):
 
 def test_a_story_that_runs_out_of_time_says_what_to_do(lesson, db):
     """A deadline of no time at all."""
-    schema = f"test_{os.getpid()}_out_of_time"
+    schema = f"test_{os.getpid()}_out_of_time_{lesson.number}"  # its workers may linger
     shown = subprocess.run(
         [sys.executable, "main.py"],
         cwd=lesson.path,
