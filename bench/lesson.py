@@ -275,11 +275,7 @@ def idling(bench: Bench, workers: list[WorkerProcess], sizes: Sizes) -> Values:
         time.sleep(random.uniform(0.1, 0.3))  # it is idle, and at any point of its pause
         start = time.time()
         waits.append((bench.run_one("now", None) - start) * 1000)
-    return {
-        "idle_statements": rate,
-        "idle": statistics.median(waits),
-        "idle_p95": statistics.quantiles(waits, n=20, method="inclusive")[-1],
-    }
+    return {"idle_statements": rate, **spread("idle", waits)}
 
 
 def waking(bench: Bench, sizes: Sizes) -> Values:
@@ -293,9 +289,13 @@ def waking(bench: Bench, sizes: Sizes) -> Values:
         bench.empty()
         bench.run_one("nap", random.uniform(0.1, 0.3))
         waits.append(bench.ask(late))
+    return spread("waking", waits)
+
+
+def spread(key: str, waits: list[float]) -> Values:
     return {
-        "waking": statistics.median(waits),
-        "waking_p95": statistics.quantiles(waits, n=20, method="inclusive")[-1],
+        key: statistics.median(waits),
+        f"{key}_p95": statistics.quantiles(waits, n=20, method="inclusive")[-1],
     }
 
 

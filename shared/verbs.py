@@ -2,7 +2,8 @@
 
 import json
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, timedelta
 from pathlib import Path
 from typing import Any, Unpack, get_args, get_origin, get_type_hints
@@ -80,6 +81,15 @@ Story = Callable[[Database], None]
 ByHand = Callable[[sa.Connection, int], None]
 Fork = Callable[[sa.Connection, int, int], int]
 OfSchedule = Callable[[sa.Connection, str], None]
+
+
+@contextmanager
+def refused(remedy: str = "") -> Iterator[None]:
+    """What the lesson says is bad becomes a sentence in the terminal, with what to do."""
+    try:
+        yield
+    except ValueError as error:
+        raise click.ClickException(f"{error}{remedy}") from None
 
 
 def group(lesson: Path, story: Story) -> click.Group:
@@ -167,10 +177,8 @@ def add_worker(main: click.Group, lesson: Path, worker: type[Any]) -> None:
     def worker_verb(name: str, **given: Any) -> None:
         say_logs()
         with open_database(lesson) as db:
-            try:
+            with refused():
                 running = worker(db, name, **without_none(given))
-            except ValueError as error:
-                raise click.ClickException(str(error)) from None
 
             def stop(*_: object) -> None:
                 running.stop()
@@ -190,11 +198,8 @@ def add_enqueue(main: click.Group, lesson: Path, enqueue: Callable[..., int]) ->
     def enqueue_verb(name: str, input: str, **given: Any) -> None:
         """Put one task into the queue: enqueue send_receipt 7, enqueue divide '[6, 3]'."""
         with open_database(lesson) as db, db.autocommit.connect() as connection:
-            try:
+            with refused("\nThe input is JSON, in quotes: '[6, 3]'"):
                 id = enqueue(connection, name, json.loads(input), **without_none(given))
-            except ValueError as error:
-                text = f"{error}\nThe input is JSON, in quotes: '[6, 3]'"
-                raise click.ClickException(text) from None
             say(f"task {id} is queued")
 
 
@@ -207,10 +212,8 @@ def add_limit(
     def limit_verb(max_running: int, queue: str) -> None:
         """Let at most so many tasks of a queue run at once; 0 pauses it."""
         with open_database(lesson) as db, db.autocommit.connect() as connection:
-            try:
+            with refused():
                 limit(connection, queue, max_running)
-            except ValueError as error:
-                raise click.ClickException(str(error)) from None
             say(f"queue {queue}: at most {max_running} tasks at once")
 
 
@@ -220,11 +223,12 @@ def add_by_hand(main: click.Group, lesson: Path, function: ByHand) -> None:
     @main.command(function.__name__, help=help_text)
     @click.argument("id", type=ID)
     def by_hand_verb(id: int) -> None:
-        with open_database(lesson) as db, db.engine.begin() as connection:
-            try:
-                function(connection, id)
-            except ValueError as error:
-                raise click.ClickException(f"{error}; `status` shows the tasks") from None
+        with (
+            open_database(lesson) as db,
+            db.engine.begin() as connection,
+            refused("; `status` shows the tasks"),
+        ):
+            function(connection, id)
         say(f"task {id} is {then}")
 
 
@@ -234,11 +238,12 @@ def add_fork(main: click.Group, lesson: Path, fork: Fork) -> None:
     @click.argument("position", type=int)
     def fork_verb(id: int, position: int) -> None:
         """Run a task again from a position of its log, as a new task. 0: from the beginning."""
-        with open_database(lesson) as db, db.engine.begin() as connection:
-            try:
-                fork_id = fork(connection, id, position)
-            except ValueError as error:
-                raise click.ClickException(f"{error}; `log {id}` shows the positions") from None
+        with (
+            open_database(lesson) as db,
+            db.engine.begin() as connection,
+            refused(f"; `log {id}` shows the positions"),
+        ):
+            fork_id = fork(connection, id, position)
         say(f"task {fork_id} is queued: a fork of task {id} at position {position}")
 
 
@@ -291,12 +296,12 @@ def add_schedule(
     @click.argument("input", default="null")
     def set_verb(name: str, cron: str, task: str, input: str, **given: Any) -> None:
         """Create or change one: schedule set nightly '30 2 * * *' send_report '"sales"'."""
-        with open_database(lesson) as db, db.autocommit.connect() as connection:
-            try:
-                put(connection, name, cron, task, json.loads(input), **without_none(given))
-            except ValueError as error:
-                text = f"{error}\nThe cron line is one argument, in quotes: '30 2 * * *'"
-                raise click.ClickException(text) from None
+        with (
+            open_database(lesson) as db,
+            db.autocommit.connect() as connection,
+            refused("\nThe cron line is one argument, in quotes: '30 2 * * *'"),
+        ):
+            put(connection, name, cron, task, json.loads(input), **without_none(given))
         say(f"schedule {name} is set; `schedule list` shows when it ticks")
 
     @schedules.command("list")
@@ -319,12 +324,18 @@ def add_of_schedule(group: click.Group, lesson: Path, function: OfSchedule) -> N
     @group.command(function.__name__, help=help_text)
     @click.argument("name")
     def of_schedule_verb(name: str) -> None:
-        with open_database(lesson) as db, db.autocommit.connect() as connection:
-            try:
-                function(connection, name)
-            except ValueError as error:
-                raise click.ClickException(f"{error}; `schedule list` shows them") from None
+        with (
+            open_database(lesson) as db,
+            db.autocommit.connect() as connection,
+            refused("; `schedule list` shows them"),
+        ):
+            function(connection, name)
         say(f"schedule {name} is {then}")
+
+
+def payload_of(text: str, example: str) -> Any:
+    with refused(f"\nThe payload is JSON, in quotes: '\"{example}\"'"):
+        return json.loads(text)
 
 
 def add_send(main: click.Group, lesson: Path, send: Callable[..., None]) -> None:
@@ -336,13 +347,8 @@ def add_send(main: click.Group, lesson: Path, send: Callable[..., None]) -> None
     def send_verb(id: int, name: str, payload: str, key: str | None) -> None:
         """Send a message to a task: send 7 approval '"Ann"'."""
         with open_database(lesson) as db, db.autocommit.connect() as connection:
-            try:
-                send(connection, id, name, json.loads(payload), key=key)
-            except json.JSONDecodeError as error:
-                text = f"{error}\nThe payload is JSON, in quotes: '\"Ann\"'"
-                raise click.ClickException(text) from None
-            except ValueError as error:
-                raise click.ClickException(str(error)) from None
+            with refused():
+                send(connection, id, name, payload_of(payload, "Ann"), key=key)
             say(f"sent to task {id}")
 
 
@@ -355,13 +361,8 @@ def add_emit(
     def emit_verb(name: str, payload: str) -> None:
         """Say that something has happened: emit 'the harbour is open' '"Ada"'."""
         with open_database(lesson) as db, db.autocommit.connect() as connection:
-            try:
-                first = emit(connection, name, json.loads(payload))
-            except json.JSONDecodeError as error:
-                text = f"{error}\nThe payload is JSON, in quotes: '\"Ada\"'"
-                raise click.ClickException(text) from None
-            except ValueError as error:
-                raise click.ClickException(str(error)) from None
+            with refused():
+                first = emit(connection, name, payload_of(payload, "Ada"))
             say("it has happened" if first else "it had happened before; the first payload stays")
 
 
