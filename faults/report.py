@@ -46,6 +46,8 @@ TESTS = {
     ),
     "forks: of a task that runs, waits, has ended, or is in somebody's hands": "07_fork",
     "timers: sleeps, waits with a timeout, what was first, moments that are no moments": "test_09",
+    "schedules: ticks at once, clocks that change, lines and rows that mean nothing": "test_10",
+    "messages and events: races of sending, waiting and the clock, deaths between them": "test_11",
 }
 
 MIXED = "all faults mixed at random"
