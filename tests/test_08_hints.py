@@ -120,6 +120,32 @@ def test_two_transactions_at_a_time_notify(lesson, db):
         assert lesson.listen.hear(listener, within(5)) == ["default"]
 
 
+def test_a_hint_calls_no_function_of_the_callers(lesson, db):
+    """It may have more rights than the caller, who could give himself some."""
+    id = enqueue(lesson, db)
+    signatures = {
+        "hashtext(text)": "int",
+        "pg_try_advisory_xact_lock(int, int)": "boolean",
+        "pg_notify(text, text)": "void",
+        "left(text, int)": "text",
+    }
+    with db.connect() as connection:  # rolled back: a schema is not of our tables
+        connection.execute(f"create schema {db.schema}_own")
+        for function, type in signatures.items():
+            connection.execute(
+                f"create function {db.schema}_own.{function} returns {type} language plpgsql"
+                f" as $$ begin raise exception 'the caller''s {function}'; end $$"
+            )
+        connection.execute(f"set search_path to {db.schema}_own, {db.schema}, pg_catalog")
+        connection.execute("insert into tasks (name, input) values ('nothing', 'null')")
+        connection.execute("update tasks set watched = true where id = %s", (id,))
+        connection.execute("update tasks set status = 'cancelled' where id = %s", (id,))
+        if hasattr(lesson.queries.Querier, "emit_event"):
+            connection.execute("insert into events (name) values ('it rains')")
+        connection.execute("set constraints all immediate")
+        connection.rollback()
+
+
 def test_claims_and_ends_tell_nobody(lesson, db):
     """The drain pays for no hints."""
     ids = several(lesson, db, 3)

@@ -251,12 +251,17 @@ revoke execute on function complete_entry, tell_parent from public;
 -- one of them is even later than that, its task is found by a second look, or by a poll.
 -- Try-locks: nobody waits here. They end with the transaction. Deferred to the commit: a transaction that
 -- stays open for long would otherwise hold one of them all the while.
--- It names no table, and so needs no search_path of its own: to set one would cost each enqueue a tenth.
+-- Each function is named with its schema: to set a search_path would cost each enqueue a tenth. Without either,
+-- a caller could put a `hashtext` of his own first; and from Postgres 18 on, a deferred trigger has the rights of
+-- whoever changed the row, which is the tables' owner if that was tell_parent.
 create function tell_workers() returns trigger language plpgsql as $$
 begin
-    if pg_try_advisory_xact_lock(hashtext(tg_table_schema || ' 1'), hashtext(new.queue))
-    or pg_try_advisory_xact_lock(hashtext(tg_table_schema || ' 2'), hashtext(new.queue)) then
-        perform pg_notify(tg_table_schema, left(new.queue, 100));  -- a payload has a limit, 8,000 bytes
+    if pg_catalog.pg_try_advisory_xact_lock(
+        pg_catalog.hashtext(pg_catalog.concat(tg_table_schema, ' 1')), pg_catalog.hashtext(new.queue)
+    ) or pg_catalog.pg_try_advisory_xact_lock(
+        pg_catalog.hashtext(pg_catalog.concat(tg_table_schema, ' 2')), pg_catalog.hashtext(new.queue)
+    ) then
+        perform pg_catalog.pg_notify(tg_table_schema, pg_catalog.left(new.queue, 100));  -- it has a limit
     end if;
     return null;
 end
@@ -271,7 +276,7 @@ execute function tell_workers();
 -- queue up for the lock.
 create function tell_watchers() returns trigger language plpgsql as $$
 begin
-    perform pg_notify(tg_table_schema, 'end of ' || new.id);
+    perform pg_catalog.pg_notify(tg_table_schema, pg_catalog.concat('end of ', new.id));
     return null;
 end
 $$;
