@@ -1,4 +1,4 @@
-"""A lesson's own schema: made from the lesson's schema.sql, and not dropped while it is in use."""
+"""A lesson's own schema: made from the lesson's SQL, and not dropped while it is in use."""
 
 import hashlib
 from pathlib import Path
@@ -11,6 +11,7 @@ from shared.processes import wait_until
 from shared.session import LessonError, pooled
 
 MARK = "durable-execution-the-hard-way"
+SQL = ("schema.sql", "app.sql")  # the engine's tables; those of the story, if it has any
 LOCK = "select pg_{}(hashtextextended(%s, 0))"
 
 # What `drop schema ... cascade` would drop and is not in the schema. An object goes when one that
@@ -74,7 +75,7 @@ def prepare(keeper: psycopg.Connection[Any], lesson: Path, schema: str, *, reset
             reset = True
     if _mark(keeper, schema) != _expected_mark(lesson):
         raise LessonError(
-            "schema.sql has changed since the tables were made. "
+            f"{' or '.join(p.name for p in files(lesson))} has changed since the tables were made. "
             "`python main.py` drops them and makes them again."
         )
     if reset and not pooled():  # from the exclusive lock to the shared one, without a gap
@@ -118,11 +119,17 @@ def _mark(keeper: psycopg.Connection[Any], schema: str) -> str | None:
 
 
 def _expected_mark(lesson: Path) -> str:
-    return f"{MARK} {hashlib.sha256((lesson / 'schema.sql').read_bytes()).hexdigest()[:16]}"
+    text = b"".join(path.read_bytes() for path in files(lesson))
+    return f"{MARK} {hashlib.sha256(text).hexdigest()[:16]}"
+
+
+def files(lesson: Path) -> list[Path]:
+    """What the tables are made from, in this order."""
+    return [lesson / name for name in SQL if (lesson / name).exists()]
 
 
 def _make(keeper: psycopg.Connection[Any], lesson: Path, name: str) -> None:
-    """Drop and make the schema in one transaction: a mistake in schema.sql leaves the old one."""
+    """Drop and make the schema in one transaction: a mistake in the SQL leaves the old one."""
     mark = _mark(keeper, name)
     if mark is not None and not mark.startswith(MARK):
         raise LessonError(
@@ -134,14 +141,15 @@ def _make(keeper: psycopg.Connection[Any], lesson: Path, name: str) -> None:
             f"what is not in {name} depends on it, and would be dropped with it: "
             f"{', '.join(dependents)}. Drop it yourself, and try again."
         )
-    path, schema = lesson / "schema.sql", sql.Identifier(name)
+    path, schema = lesson / SQL[0], sql.Identifier(name)
     try:
         with keeper.transaction():
             keeper.execute("set local client_min_messages = warning")
             keeper.execute(sql.SQL("drop schema if exists {} cascade").format(schema))
             keeper.execute(sql.SQL("create schema {}").format(schema))
             keeper.execute(sql.SQL("set local search_path = {}").format(schema))
-            keeper.execute(cast(LiteralString, path.read_text()))
+            for path in files(lesson):
+                keeper.execute(cast(LiteralString, path.read_text()))
             keeper.execute(
                 sql.SQL("comment on schema {} is {}").format(
                     schema, sql.Literal(_expected_mark(lesson))

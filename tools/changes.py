@@ -1,7 +1,7 @@
 """What changed between neighbours, by symbol. lesson.toml names each change in one sentence.
 
-The story (main.py, app.py) needs no sentences, nor do imports, docstrings and comments that belong
-to no symbol.
+The story (main.py, app.py, app.sql) needs no sentences, nor do imports, docstrings and comments
+that belong to no symbol.
 """
 
 import json
@@ -15,11 +15,11 @@ from tools.symbols import REST, WHOLE, loose, order, pieces, texts
 from tools.tree import Course, compared_files, patch_name, settings
 
 KINDS = ("added", "changed", "removed")
-STORY = {"main.py", "app.py"}
+STORY = {"main.py", "app.py", "app.sql"}
 PAGE = """\
 # Lesson {number}: what changes, symbol by symbol
 
-All that differs from [{before}](../{before}/README.md), except the story (`main.py`, `app.py`).
+All that differs from [{before}](../{before}/README.md), except the story (`main.py`, `app.*`).
 As a diff: [{patch}](../../diffs/{patch}). Back to [the lesson](README.md).
 
 | | Symbol | What and why |
