@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from transactions import transactional
 
 from context import Context, durable
 from errors import AtMostOnceError, WaitTimeout
 from inputs import Json
 from shared.database import open_database
 from shared.outside import Outside
-from tasks import NonRetryableError, task, task_key, transactional
+from tasks import NonRetryableError, task, task_key
 
 HERE = Path(__file__).parent
 outside = Outside(HERE)
@@ -39,6 +40,7 @@ def fulfil_order(ctx: Context, order: Order) -> str:
 
 def take_payment(connection: sa.Connection, order: Order) -> int:
     """From the buyer's account, in this database; what is left of it."""
+    outside.record(f"order {order['id']}: take_payment is called")  # a witness, for the story
     left = take(connection, order)
     paid = sa.text("update orders set paid = true where id = :id")
     connection.execute(paid, {"id": order["id"]})
@@ -127,6 +129,10 @@ def lose_answer(connection: sa.Connection, order: Order) -> None:
             line = connection.connection.driver_connection
             line.commit()
             line.close()
+
+
+def calls(order: int) -> int:
+    return outside.effects().count(f"order {order}: take_payment is called")
 
 
 def first_time(what: str, order: Order) -> bool:
