@@ -264,8 +264,14 @@ def claim_as_worker(lesson, db, free_slots, queue="default"):
 def run_next(lesson, db, worker, slot, dispatcher):
     """Claim the next task and run it, by the worker's own code; its id."""
     (task,) = claim_as(lesson, db, worker, dispatcher, 1)
-    lesson.run.run_task(slot, task, worker.timing)
+    run_claimed(lesson, db, slot, task, worker.timing)
     return task.id
+
+
+def run_claimed(lesson, db, slot, task, timing):
+    """Run what was claimed, by the engine's own code."""
+    needs_db = "db" in signature(lesson.run.run_task).parameters
+    lesson.run.run_task(*([db] if needs_db else []), slot, task, timing)
 
 
 def run_once(lesson, db, id):
@@ -335,7 +341,13 @@ def hurry(lesson, **timing):
 
 def make_context(lesson, queue, task):
     """The context of a run, whose statements go through the connection of `queue`."""
-    return lesson.context.Context(lesson.fence.Fence(queue._conn, task))
+    return lesson.context.Context(make_fence(lesson, queue, task))
+
+
+def make_fence(lesson, queue, task):
+    engine = queue._conn.engine.execution_options(isolation_level="READ COMMITTED")
+    later = [engine] if "engine" in signature(lesson.fence.Fence).parameters else []
+    return lesson.fence.Fence(queue._conn, task, *later)
 
 
 @contextmanager
@@ -350,7 +362,7 @@ def claimed(lesson, db, id):
     execute(db, "update tasks set status = 'queued' where id = %s", id)
     task = claim_one(lesson, db, id)
     with queries(lesson, db) as queue:
-        yield lesson.fence.Fence(queue._conn, task), queue
+        yield make_fence(lesson, queue, task), queue
 
 
 @contextmanager

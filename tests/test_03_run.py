@@ -3,13 +3,13 @@
 from datetime import timedelta
 
 from shared.testing import task_row
-from tests.helpers import claim_one, enqueue, execute, refusing, retry_after
+from tests.helpers import claim_one, enqueue, execute, refusing, retry_after, run_claimed
 
 
 def run(lesson, db, task):
     """Run what was claimed, by the engine's own code; the row of the task after it."""
     with db.autocommit.connect() as connection:
-        lesson.run.run_task(connection, task, lesson.timing.Timing())
+        run_claimed(lesson, db, connection, task, lesson.timing.Timing())
     return task_row(db, task.id)
 
 

@@ -12,8 +12,10 @@ from db.queries import ClaimTasksRow, Querier
 from event_log import Suspended
 from fence import Fence, Hopeless, Interrupted
 from inputs import BadInput, Json, describe, to_json
+from shared.database import Database
 from tasks import NonRetryableError, registry, running_key
 from timing import Timing
+from transactions import commit
 
 log = logging.getLogger("worker")
 
@@ -36,13 +38,18 @@ class Again:
     delay: timedelta
 
 
-Outcome = Succeeded | Failed | Again | Suspended
+@dataclass(frozen=True)
+class Committed:
+    """The task has succeeded, in the transaction of its own function."""
 
 
-def run_task(connection: sa.Connection, task: ClaimTasksRow, timing: Timing) -> bool:
+Outcome = Succeeded | Failed | Again | Suspended | Committed
+
+
+def run_task(db: Database, connection: sa.Connection, task: ClaimTasksRow, timing: Timing) -> bool:
     """True: the task waits now, perhaps for a moment that the upkeep does not know of yet."""
     log.info("task %d, attempt %d: %s", task.id, task.attempt, task.name)
-    fence = Fence(connection, task)
+    fence = Fence(connection, task, db.engine)
     try:
         try:
             outcome = outcome_of(fence, timing)
@@ -58,7 +65,7 @@ def run_task(connection: sa.Connection, task: ClaimTasksRow, timing: Timing) -> 
 def outcome_of(fence: Fence, timing: Timing) -> Outcome:
     """Raises Interrupted."""
     try:
-        return ended_with(call(fence))
+        return call(fence)
     except Suspended as suspended:
         return suspended
     except Interrupted:
@@ -83,8 +90,10 @@ def failure(task: ClaimTasksRow, timing: Timing, error: BaseException) -> Failed
     return Again(describe(error), timing.backoff(tried))
 
 
-def call(fence: Fence) -> Json:
+def call(fence: Fence) -> Outcome:
     """Call the registered function; a durable task's gets a context to do its steps with.
+
+    A transactional task's gets a connection, and the task ends in its transaction.
 
     A row with a name that nobody registered fails only itself.
     """
@@ -93,16 +102,24 @@ def call(fence: Fence) -> Json:
         raise LookupError(f"this worker knows no task {task.name!r}")
     registered, input = registry[task.name], json.loads(task.input)
     running_key.set(str(task.log_id))
-    if not registered.durable:
-        return registered.function(input)
+    if registered.kind == "transactional":
+
+        def work(own: sa.Connection) -> Json:
+            return registered.function(own, json.loads(task.input))  # not changed by an earlier try
+
+        if commit(fence, work, Querier.succeed_task) is None:
+            fence.lost()
+        return Committed()
+    if registered.kind == "plain":
+        return ended_with(registered.function(input))
     context = Context(fence)
     returned = False
     try:
         output = registered.function(context, input)
         returned = True
-        return output
     finally:
         context.end(returned)
+    return ended_with(output)
 
 
 def store(fence: Fence, outcome: Outcome) -> None:
@@ -111,6 +128,8 @@ def store(fence: Fence, outcome: Outcome) -> None:
     match outcome:
         case Succeeded(output):
             fence.write(Querier.succeed_task, output=output)
+            log.info("task %d succeeded", id)
+        case Committed():
             log.info("task %d succeeded", id)
         case Failed(error):
             fence.write(Querier.fail_task, error=error)
