@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from transactions import transactional
 
 from context import Context, durable
 from errors import AtMostOnceError, WaitTimeout
@@ -16,6 +15,7 @@ from inputs import Json
 from shared.database import open_database
 from shared.outside import Outside
 from tasks import NonRetryableError, task, task_key
+from transactions import transactional
 
 HERE = Path(__file__).parent
 outside = Outside(HERE)
