@@ -8,18 +8,20 @@ import sqlalchemy as sa
 from shared.processes import wait_until
 from shared.testing import wait_for_status, waiting_for_a_lock, working
 
+TAKE = sa.text("update safe set coins = coins - :coins returning coins")
+
 
 def test_2_elsewhere(lesson, db):
-    run = lambda text: sa.text(text)  # noqa: E731
     with db.engine.begin() as connection:
-        connection.execute(run("create table applied_steps (key text primary key, output json)"))
-        connection.execute(run("create table safe (coins int)"))
-        connection.execute(run("insert into safe values (100)"))
+        connection.execute(
+            sa.text("create table applied_steps (key text primary key, output json)")
+        )
+        connection.execute(sa.text("create table safe (coins int)"))
+        connection.execute(sa.text("insert into safe values (100)"))
     holding, go_on = [], []
 
     def take(connection, coins):
-        left = run("update safe set coins = coins - :coins returning coins")
-        output = {"left": connection.execute(left, {"coins": coins}).scalar_one()}
+        output = {"left": connection.execute(TAKE, {"coins": coins}).scalar_one()}
         if coins == 99:
             raise ConnectionError("the alarm")
         if holding == ["first"]:
