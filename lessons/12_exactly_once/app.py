@@ -5,9 +5,11 @@ import signal
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import psycopg
 import sqlalchemy as sa
+from sqlalchemy.event import listen
 
 from context import Context, durable
 from errors import AtMostOnceError, WaitTimeout
@@ -20,9 +22,8 @@ from transactions import transactional
 HERE = Path(__file__).parent
 outside = Outside(HERE)
 
-# id, items, buyer, amount; wait, patience, answers_after: in seconds; die_at: where the worker dies
-# the first time it comes there; stop_at: where it stands still, and lose_answer: loses the answer
-# to a COMMIT, likewise
+# id, items, buyer, amount; wait, patience, answers_after: in seconds. What goes wrong, once for each
+# order: die_at, where the worker dies; stop_at, where it stands still; lose_answer, of a COMMIT
 Order = dict[str, Any]
 
 
@@ -40,13 +41,16 @@ def fulfil_order(ctx: Context, order: Order) -> str:
 
 def take_payment(connection: sa.Connection, order: Order) -> int:
     """From the buyer's account, in this database; what is left of it."""
-    outside.record(f"order {order['id']}: take_payment is called")  # a witness, for the story
-    left = take(connection, order)
-    paid = sa.text("update orders set paid = true where id = :id")
-    connection.execute(paid, {"id": order["id"]})
-    stop("paid, not committed", order)
-    lose_answer(connection, order)
+    left = connection.execute(TAKE, order).scalar_one()
+    connection.execute(PAID, order)
+    disturb(connection, order)  # as the story wants it: kill -9, or a line that breaks
     return left
+
+
+TAKE = sa.text(
+    "update accounts set balance = balance - :amount where owner = :buyer returning balance"
+)
+PAID = sa.text("update orders set paid = true where id = :id")
 
 
 @transactional
@@ -79,7 +83,7 @@ def text_at_most_once(ctx: Context, order: Order) -> str:
 
 def commit_payment(_key: str, order: Order) -> int:
     with open_database(HERE) as db, db.engine.begin() as connection:
-        left = take(connection, order)
+        left = connection.execute(TAKE, order).scalar_one()
     stop("paid, not recorded", order)
     return left
 
@@ -89,17 +93,9 @@ def commit_payment_once(key: str, order: Order) -> int | None:
     apply = sa.text("insert into applied_payments (key) values (:key) on conflict do nothing")
     with open_database(HERE) as db, db.engine.begin() as connection:
         is_first = connection.execute(apply, {"key": key}).rowcount == 1
-        left = take(connection, order) if is_first else None
+        left = connection.execute(TAKE, order).scalar_one() if is_first else None
     stop("paid, not recorded", order)
     return left
-
-
-def take(connection: sa.Connection, order: Order) -> int:
-    statement = sa.text(
-        "update accounts set balance = balance - :amount where owner = :buyer returning balance"
-    )
-    amount, buyer = order["amount"], order["buyer"]
-    return connection.execute(statement, {"amount": amount, "buyer": buyer}).scalar_one()
 
 
 def book_parcel(key: str, order: Order) -> str:
@@ -120,15 +116,18 @@ def stop(where: str, order: Order) -> None:
         time.sleep(60)
 
 
-def lose_answer(connection: sa.Connection, order: Order) -> None:
-    """The COMMIT of this transaction arrives, and the line breaks before the answer does."""
+def disturb(connection: sa.Connection, order: Order) -> None:
+    """Let the payment be seen; then stop, or let its COMMIT arrive, and break the line at once."""
+    outside.record(f"order {order['id']}: take_payment is called")
+    stop("paid, not committed", order)
     if order.get("lose_answer") and first_time("the answer to COMMIT is lost", order):
 
-        @sa.event.listens_for(connection, "commit")
-        def _(_: sa.Connection) -> None:
-            line = connection.connection.driver_connection
+        def commit_and_break(_: sa.Connection) -> None:
+            line = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
             line.commit()
             line.close()
+
+        listen(connection, "commit", commit_and_break)
 
 
 def calls(order: int) -> int:

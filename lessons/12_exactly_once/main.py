@@ -68,6 +68,10 @@ def three_promises(db: Database) -> None:
     check(error == get(db, no_text).error, "and nobody knows which; both tasks have failed:")
     say(fill(error, 90))
     check(balance(db, "cem") == 70, f"ctx.transaction, exactly once: {get(db, order).output}")
+    check(
+        same_transaction(db, order, "cem"),
+        "its account and its log entry have one xmin: one transaction wrote both",
+    )
     check(balance(db, "dan") == 70, f"@transactional: the task returned {get(db, now).output}")
 
 
@@ -105,7 +109,7 @@ def outbox(db: Database) -> None:
 def held_back(db: Database) -> None:
     scene("A transaction pays and stays open, while 100 tasks are done")
     with db.engine.begin() as connection, working(Worker(db, "a")):
-        app.take(connection, payment(10, "gil"))
+        connection.execute(app.TAKE, payment(10, "gil"))
         with db.engine.begin() as its_own:
             ids = [enqueue(its_own, "nothing", None) for _ in range(100)]
         wait_until(lambda: all(ended(db, id) for id in ids[-10:]), "they are done")
@@ -150,6 +154,14 @@ def balance(db: Database, owner: str) -> int:
     with db.connect() as connection:
         look = "select balance from accounts where owner = %s"
         return connection.execute(look, (owner,)).fetchall()[0][0]
+
+
+def same_transaction(db: Database, task: int, owner: str) -> bool:
+    """Has one transaction written the account's row and the first entry of the task's log?"""
+    with db.connect() as connection:
+        look = """select accounts.xmin = event_log.xmin from accounts, event_log
+            where owner = %s and task_id = %s and position = 1"""
+        return connection.execute(look, (owner, task)).fetchall()[0][0]
 
 
 def texts(order: int) -> int:
