@@ -5,19 +5,141 @@ import signal
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import psycopg
+import sqlalchemy as sa
+from sqlalchemy.event import listen
 
 from context import Context, durable
-from errors import WaitTimeout
+from errors import AtMostOnceError, WaitTimeout
 from inputs import Json
+from shared.database import open_database
 from shared.outside import Outside
 from tasks import NonRetryableError, task, task_key
+from transactions import transactional
 
-outside = Outside(Path(__file__).parent)
+HERE = Path(__file__).parent
+outside = Outside(HERE)
 
-# id, items; wait, patience, answers_after: in seconds; die_at: where the worker dies the first time
-# it comes there
+# id, items, buyer, amount; wait, patience, answers_after: in seconds. What goes wrong, once for each
+# order: die_at, where the worker dies; stop_at, where it stands still; lose_answer, of a COMMIT
 Order = dict[str, Any]
+
+
+@durable
+def fulfil_order(ctx: Context, order: Order) -> str:
+    """The money exactly once, the parcel at least once, and at most one text message."""
+    left = ctx.transaction(take_payment, order)
+    parcel = ctx.step(book_parcel, order)
+    try:
+        text = ctx.at_most_once(send_text, order)
+    except AtMostOnceError:
+        text = "perhaps a text sent"
+    return f"paid, {left} left; {parcel}; {text}"
+
+
+def take_payment(connection: sa.Connection, order: Order) -> int:
+    """From the buyer's account, in this database; what is left of it."""
+    left = connection.execute(TAKE, order).scalar_one()
+    connection.execute(PAID, order)
+    disturb(connection, order)  # as the story wants it: kill -9, or a line that breaks
+    return left
+
+
+TAKE = sa.text(
+    "update accounts set balance = balance - :amount where owner = :buyer returning balance"
+)
+PAID = sa.text("update orders set paid = true where id = :id")
+
+
+@transactional
+def pay_now(connection: sa.Connection, order: Order) -> int:
+    """A whole task in one transaction: it ends with that."""
+    return take_payment(connection, order)
+
+
+@durable
+def pay_in_a_step(ctx: Context, order: Order) -> int:
+    """As in lesson 11: the step commits, and then it is recorded."""
+    return ctx.step(commit_payment, order)
+
+
+@durable
+def pay_with_bookkeeping(ctx: Context, order: Order) -> int | None:
+    """The step itself writes down which payments it has made."""
+    return ctx.step(commit_payment_once, order)
+
+
+@durable
+def text_in_a_step(ctx: Context, order: Order) -> str:
+    return ctx.step(send_text, order)
+
+
+@durable
+def text_at_most_once(ctx: Context, order: Order) -> str:
+    return ctx.at_most_once(send_text, order)
+
+
+def commit_payment(_key: str, order: Order) -> int:
+    with open_database(HERE) as db, db.engine.begin() as connection:
+        left = connection.execute(TAKE, order).scalar_one()
+    stop("paid, not recorded", order)
+    return left
+
+
+def commit_payment_once(key: str, order: Order) -> int | None:
+    """None if it was made before: what was left then, nobody has written down."""
+    apply = sa.text("insert into applied_payments (key) values (:key) on conflict do nothing")
+    with open_database(HERE) as db, db.engine.begin() as connection:
+        is_first = connection.execute(apply, {"key": key}).rowcount == 1
+        left = connection.execute(TAKE, order).scalar_one() if is_first else None
+    stop("paid, not recorded", order)
+    return left
+
+
+def book_parcel(key: str, order: Order) -> str:
+    return effect(key, "parcel booked", order)
+
+
+def send_text(_key: str, order: Order) -> str:
+    """The telephone company takes no key: two calls are two messages."""
+    stop("text not sent", order)
+    outside.record(f"order {order['id']}: text sent")
+    stop("text sent, not recorded", order)
+    return "text sent"
+
+
+def stop(where: str, order: Order) -> None:
+    """Stand still, if the order says so; only once for each order. Somebody kills the worker."""
+    if order.get("stop_at") == where and first_time(f"stopped at: {where}", order):
+        time.sleep(60)
+
+
+def disturb(connection: sa.Connection, order: Order) -> None:
+    """Let the payment be seen; then stop, or let its COMMIT arrive, and break the line at once."""
+    outside.record(f"order {order['id']}: take_payment is called")
+    stop("paid, not committed", order)
+    if order.get("lose_answer") and first_time("the answer to COMMIT is lost", order):
+
+        def commit_and_break(_: sa.Connection) -> None:
+            line = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
+            line.commit()
+            line.close()
+
+        listen(connection, "commit", commit_and_break)
+
+
+def calls(order: int) -> int:
+    return outside.effects().count(f"order {order}: take_payment is called")
+
+
+def first_time(what: str, order: Order) -> bool:
+    line = f"order {order['id']}: {what}"
+    if line in outside.effects():
+        return False
+    outside.record(line)
+    return True
 
 
 @durable
@@ -190,11 +312,8 @@ def effect(key: str, what: str, order: Order) -> str:
 
 def die(where: str, order: Order) -> None:
     """kill -9 of this worker, by itself, if the order says so; only once for each order."""
-    if order.get("die_at") == where:
-        died = f"order {order['id']}: the worker dies, {where}"
-        if died not in outside.effects():
-            outside.record(died)
-            os.kill(os.getpid(), signal.SIGKILL)
+    if order.get("die_at") == where and first_time(f"the worker dies, {where}", order):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 @task
