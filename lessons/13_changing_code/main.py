@@ -1,4 +1,4 @@
-"""Lesson 11: signals and events: a task waits for a person. --help lists the verbs."""
+"""Lesson 13: the code changes while tasks are under way. --help lists the verbs."""
 
 import statistics
 import time
@@ -14,6 +14,8 @@ from db.queries import Querier
 from events import emit
 from inputs import BadInput
 from listen import wait_for_result
+from nondeterminism import NonDeterminismError
+from rehearsal import export_log, rehearse
 from schedules import delete, pause, resume, set_schedule
 from shared.database import Database
 from shared.processes import SHORT_LEASE, wait_until, worker_processes, working
@@ -21,6 +23,7 @@ from shared.story import check, count, feared, get, log_of, say, scene, status
 from shared.verbs import verbs
 from signals import send
 from tasks import enqueue
+from versions import move_version
 from worker import Worker
 
 HERE = Path(__file__).resolve().parent
@@ -157,6 +160,10 @@ main = verbs(
     of_schedules=[pause, resume, delete],
     send=send,
     emit=emit,
+    move_version=move_version,
+    export=export_log,
+    rehearse=rehearse,
+    misfit=NonDeterminismError,
 )
 
 if __name__ == "__main__":
