@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, timedelta
@@ -19,6 +20,7 @@ from shared.story import console, give_up_output, printable, say, say_logs
 # A keyword parameter of the lesson's Worker or enqueue is an option if it has a text here.
 WORKER = {
     "queue": "the queue from which it takes tasks",
+    "version": "of its code: a durable task is ended by the version that begins it",
     "slots": "how many tasks it runs side by side",
     "lease": "seconds of silence until it is dead",
     "grace": "seconds for running tasks at the end",
@@ -130,6 +132,10 @@ def verbs(
     of_schedules: Sequence[OfSchedule] = (),
     send: Callable[..., None] | None = None,
     emit: Callable[[sa.Connection, str, Any], bool] | None = None,
+    move_version: Callable[[sa.Connection, str, str], int] | None = None,
+    export: Callable[[sa.Connection, int], Any] | None = None,
+    rehearse: Callable[[Any], str] | None = None,
+    misfit: type[BaseException] = ValueError,
 ) -> click.Group:
     """The group with all the verbs of a lesson, whose functions say with a ValueError what is bad.
 
@@ -138,6 +144,8 @@ def verbs(
     result: waits for a task's end, until the time is over.
     schedule: sets one. of_schedules: what else is done to one; the verb has the function's name.
     send: a message to one task. emit: an event for all; False: it had happened before.
+    move_version: from one version to another; how many tasks it was. export: a task's log, as JSON.
+    rehearse: how the code goes on after such a log; raises `misfit` if the log does not fit.
     """
     main = group(lesson, story)
     add_worker(main, lesson, worker)
@@ -162,6 +170,13 @@ def verbs(
         add_send(main, lesson, send)
     if emit is not None:
         add_emit(main, lesson, emit)
+    if move_version is not None:
+        add_versions(main, lesson, querier)
+        add_move_version(main, lesson, move_version)
+    if export is not None:
+        add_export(main, lesson, export)
+    if rehearse is not None:
+        add_rehearse(main, rehearse, misfit)
     return main
 
 
@@ -366,6 +381,72 @@ def add_emit(
             say("it has happened" if first else "it had happened before; the first payload stays")
 
 
+def add_versions(main: click.Group, lesson: Path, querier: type[Any]) -> None:
+    @main.command("versions")
+    def versions_verb() -> None:
+        """Show what each version of the code has begun and not ended, and its living workers."""
+        with open_database(lesson) as db, db.autocommit.connect() as connection:
+            rows = list(querier(connection).list_versions())
+        shown = Table("version", "unfinished", "of these parked", "workers")
+        for row in rows:
+            cells = (row.version or "(none)", row.unfinished, row.parked, row.workers)
+            shown.add_row(*(Text(printable(str(cell))) for cell in cells))
+        console.print(shown)
+
+
+def add_move_version(
+    main: click.Group, lesson: Path, move: Callable[[sa.Connection, str, str], int]
+) -> None:
+    @main.command("move-version")
+    @click.argument("old")
+    @click.argument("new")
+    def move_version_verb(old: str, new: str) -> None:
+        """Let version NEW end what version OLD has begun; '' lets all versions try."""
+        with (
+            open_database(lesson) as db,
+            db.engine.begin() as connection,
+            refused("; `versions` shows them"),
+        ):
+            moved = move(connection, old, new)
+        say(f"{moved} tasks of version {old} are " + (f"of {new} now" if new else "of none now"))
+
+
+def add_export(
+    main: click.Group, lesson: Path, export: Callable[[sa.Connection, int], Any]
+) -> None:
+    @main.command("export")
+    @click.argument("id", type=ID)
+    def export_verb(id: int) -> None:
+        """Print a task and its log as JSON: export 7 > 7.json."""
+        with (
+            open_database(lesson) as db,
+            db.autocommit.connect() as connection,
+            refused("; `status` shows the tasks"),
+        ):
+            history = export(connection, id)
+        click.echo(json.dumps(history, indent=1))
+
+
+def add_rehearse(
+    main: click.Group, rehearse: Callable[[Any], str], misfit: type[BaseException]
+) -> None:
+    @main.command("rehearse")
+    @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+    def rehearse_verb(files: tuple[Path, ...]) -> None:
+        """Run the code against exported logs, without effects. Exit status 1: one does not fit."""
+        fit = True
+        for file in files:
+            try:
+                verdict = f"it fits: {rehearse(json.loads(file.read_text()))}"
+            except misfit as error:
+                fit, verdict = False, f"it does not fit: {error}"
+            except (OSError, ValueError) as error:
+                fit, verdict = False, f"it cannot be rehearsed: {error}"
+            console.print(Text(printable(f"{file}: {verdict}")))
+        if not fit:
+            sys.exit(1)
+
+
 def add_status(main: click.Group, lesson: Path, querier: type[Any]) -> None:
     @main.command("status")
     def status_verb() -> None:
@@ -380,14 +461,19 @@ def add_status(main: click.Group, lesson: Path, querier: type[Any]) -> None:
 
 
 def table(tasks: Sequence[Any]) -> Table:
-    """The columns that the lesson's ListTasks has: tries from lesson 03 on, parents from 06."""
+    """The columns that the lesson's ListTasks has: tries from lesson 03 on, parents from 06.
+
+    Versions from lesson 13 on, and only if there is one.
+    """
     extra = [name for name in ("worker", "parent") if any(hasattr(t, f"{name}_id") for t in tasks)]
+    versions = ["version"] if any(getattr(task, "version", "") for task in tasks) else []
     tries = ["tries"] if any(hasattr(task, "tries") for task in tasks) else []
-    table = Table("id", "task", "status", *tries, *extra, "output or error")
+    table = Table("id", "task", "status", *tries, *extra, *versions, "output or error")
     for task in tasks:
         cells = [str(task.id), f"{task.name}({task.input})", task.status]
         cells += [f"{task.tries} of {task.max_attempts}" for _ in tries]
         cells += [str(getattr(task, f"{name}_id") or "") for name in extra]
+        cells += [task.version for _ in versions]
         table.add_row(*(Text(printable(cell)) for cell in (*cells, task.outcome)))
     return table
 

@@ -149,18 +149,34 @@ def refusing(db, table, when, sqlstate="P0001"):
 # By the hand of a test, what a worker does
 
 
-def register(lesson, db, name="w", lease=MINUTE):
+def called(method, **arguments):
+    """Call it with those of the arguments that this lesson's has."""
+    known = signature(method).parameters
+    return method(**{name: value for name, value in arguments.items() if name in known})
+
+
+def register_worker(queue, name="w", lease=MINUTE, of="default", version=""):
+    return called(queue.register_worker, name=name, lease=lease, queue=of, version=version)
+
+
+def register(lesson, db, name="w", lease=MINUTE, version=""):
     with queries(lesson, db) as queue:
-        return queue.register_worker(name=name, lease=lease)
+        return register_worker(queue, name, lease, version=version)
 
 
-def claim_tasks(queue, worker_id, at_most=1, of="default", limited=False):
+def claim_tasks(queue, worker_id, at_most=1, of="default", limited=False, durable_names=()):
     """The rows that ClaimTasks returns. Lesson 02 has no workers yet."""
-    known = signature(queue.claim_tasks).parameters
-    later = {
-        name: value for name, value in {"worker_id": worker_id, "skip": 0}.items() if name in known
-    }
-    return list(queue.claim_tasks(queue=of, at_most=at_most, limited=limited, **later))
+    return list(
+        called(
+            queue.claim_tasks,
+            queue=of,
+            at_most=at_most,
+            limited=limited,
+            worker_id=worker_id,
+            skip=0,
+            durable_names=list(durable_names),
+        )
+    )
 
 
 def claim(lesson, db, worker_id, at_most=1):
@@ -174,14 +190,14 @@ def claim_ids(lesson, connection, at_most, limited=False):
     queue = lesson.queries.Querier(connection)
     worker_id = 0
     if hasattr(queue, "register_worker"):
-        worker_id = queue.register_worker(name="w", lease=MINUTE)
+        worker_id = register_worker(queue)
     return [task.id for task in claim_tasks(queue, worker_id, at_most, limited=limited)]
 
 
 def claim_one(lesson, db, id=None):
     """Claim the next task, as a worker that never loses its lease. id: which it must be."""
     with queries(lesson, db) as queue:
-        worker_id = queue.register_worker(name="w", lease=MINUTE)
+        worker_id = register_worker(queue)
         (task,) = claim_tasks(queue, worker_id)
         assert id in (None, task.id)
         return task
@@ -280,6 +296,10 @@ def run_once(lesson, db, id):
 def break_store(lesson):
     """Let what a worker does with an outcome be an error of the engine itself."""
     lesson.run.store = lambda *_: 1 / 0
+
+
+def lease_of(lesson):
+    return called(lesson.lease.Lease, name="w", duration=MINUTE, queue="default", version="")
 
 
 def id_of(worker):

@@ -10,6 +10,7 @@ import pytest
 from shared.processes import wait_until, within, worker_processes
 from shared.testing import task_row, wait_for_status, waiting_for_a_lock, working
 from tests.helpers import (
+    called,
     claim_as,
     claim_as_worker,
     claim_ids,
@@ -241,7 +242,9 @@ def test_a_look_for_work_locks_the_tables_in_the_order_of_a_limited_claim(lesson
         holder.execute("lock table queue_limits")
         with db.autocommit.connect() as connection:
             queue = lesson.queries.Querier(connection)
-            look = submitted(db, thread, lambda: queue.look_for_work(queue="default"))
+            look = submitted(
+                db, thread, lambda: called(queue.look_for_work, queue="default", worker_id=0)
+            )
             assert not look.done()
             holder.execute("lock table tasks nowait")
             holder.rollback()

@@ -16,6 +16,7 @@ from tests.helpers import (
     drop_workers,
     enqueue,
     execute,
+    lease_of,
     lease_runs_out,
     queries,
     register,
@@ -177,7 +178,7 @@ def test_two_workers_may_have_one_name(lesson, db):
 
 
 def test_a_lease_is_renewed_or_registered_anew(lesson, db):
-    lease = lesson.lease.Lease("w", MINUTE)
+    lease = lease_of(lesson)
     with queries(lesson, db) as queue:
         lease.register(queue)
         first = lease.worker_id
@@ -192,7 +193,7 @@ def test_a_lease_is_renewed_or_registered_anew(lesson, db):
 
 def test_a_lease_that_ends_leaves_no_row_and_gives_back_what_does_not_run(lesson, db):
     still_runs, refused = enqueue(lesson, db), enqueue(lesson, db)
-    lease = lesson.lease.Lease("w", MINUTE)
+    lease = lease_of(lesson)
     with queries(lesson, db) as queue:
         lease.register(queue)
         claim(lesson, db, lease.worker_id, at_most=2)

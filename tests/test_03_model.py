@@ -16,7 +16,7 @@ from hypothesis.stateful import (
 )
 from psycopg import sql
 
-from tests.helpers import ALL, claim_tasks, due_chores, revive
+from tests.helpers import ALL, claim_tasks, due_chores, register_worker, revive
 from tests.model import LIVE, TERMINAL, profile
 
 RUNS = st.tuples(  # a task in one of these statuses, and how many attempts ago
@@ -107,7 +107,7 @@ class Queue(RuleBasedStateMachine):
                 self.sleep(data, 0, data.draw(DURATIONS), 0)
 
     def register(self, lease: int) -> int:
-        id = self.queue.register_worker(name="w", lease=hours(lease))
+        id = register_worker(self.queue, lease=hours(lease))
         self.alive[id] = self.now + lease
         return id
 

@@ -9,7 +9,6 @@ from shared.processes import wait_until, within, worker_processes
 from shared.testing import task_row, wait_for_status
 from tests.helpers import (
     ALL,
-    MINUTE,
     OPTIONS,
     announce,
     by_hand,
@@ -26,6 +25,7 @@ from tests.helpers import (
     looks_before_and_locks_after,
     needs,
     queries,
+    register_worker,
     spawn,
     statuses,
     submitted,
@@ -143,7 +143,7 @@ def test_a_child_that_was_lost_when_looked_at_may_be_well_when_it_is_locked(less
     _, (with_timeout, lost) = suspended(lesson, db, 2)
     execute(db, "update tasks set max_attempts = 1, timeout = '1 h' where parent_id is not null")
     with queries(lesson, db) as queue:
-        alive, dead = (queue.register_worker(name="w", lease=MINUTE) for _ in range(2))
+        alive, dead = (register_worker(queue) for _ in range(2))
         for worker, child in ((alive, with_timeout), (dead, lost)):
             (task,) = claim_tasks(queue, worker)
             assert task.id == child

@@ -8,9 +8,9 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from errors import FinalStepError, StepError, error_entry, final
 from event_log import Entry, EventLog
-from events import Events
 from fence import Fence
 from inputs import BadInput, Json, canonical, check_function, to_json
+from patches import Patches
 from tasks import is_task, register
 
 P = ParamSpec("P")
@@ -26,7 +26,7 @@ def durable(function: Callable[["Context", Any], R]) -> Callable[["Context", Any
     return function
 
 
-class Context(Events):
+class Context(Patches):
     """What a durable task does its steps with. It belongs to one run.
 
     The function may run many times, from the beginning each time. Steps that are in the log are

@@ -32,6 +32,10 @@ class Hopeless(Interrupted):
     """Every run would come to the same: the task fails, with this sentence."""
 
 
+class Misfit(Interrupted):
+    """This code cannot run the task, and other code may: the task waits for that."""
+
+
 class Fence:
     """Everything that a run writes goes through here, and names the task and the attempt.
 

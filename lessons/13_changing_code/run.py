@@ -10,9 +10,9 @@ import sqlalchemy as sa
 from context import Context
 from db.queries import ClaimTasksRow, Querier
 from event_log import Suspended
-from fence import Fence, Hopeless, Interrupted
+from fence import Fence, Hopeless, Interrupted, Misfit
 from inputs import BadInput, Json, describe, to_json
-from tasks import NonRetryableError, registry, running_key
+from tasks import NonRetryableError, Registered, registry, running_key
 from timing import Timing
 
 log = logging.getLogger("worker")
@@ -36,7 +36,22 @@ class Again:
     delay: timedelta
 
 
-Outcome = Succeeded | Failed | Again | Suspended
+@dataclass(frozen=True)
+class Parked:
+    """This code cannot run the task. It waits for other code, and the attempt does not count."""
+
+    error: str
+
+
+class UnknownTask(Misfit):
+    """The code here has no function for the task."""
+
+
+PARKED = """\
+The task is parked, and this attempt does not count. It waits for other code: workers of another
+version take it up by themselves. `python main.py retry {id}` lets all try again at once."""
+
+Outcome = Succeeded | Failed | Again | Parked | Suspended
 
 
 def run_task(connection: sa.Connection, task: ClaimTasksRow, timing: Timing) -> bool:
@@ -48,6 +63,8 @@ def run_task(connection: sa.Connection, task: ClaimTasksRow, timing: Timing) -> 
             outcome = outcome_of(fence, timing)
             store(fence, outcome)
             return isinstance(outcome, Again | Suspended)
+        except Misfit as error:
+            store(fence, Parked(f"{describe(error)}\n{PARKED.format(id=task.id)}"))
         except Hopeless as error:
             store(fence, Failed(describe(error)))
     except Interrupted as why:
@@ -86,16 +103,27 @@ def failure(task: ClaimTasksRow, timing: Timing, error: BaseException) -> Failed
 def call(fence: Fence) -> Json:
     """Call the registered function; a durable task's gets a context to do its steps with.
 
-    A row with a name that nobody registered fails only itself.
+    Raises UnknownTask.
     """
     task = fence.task
     if task.name not in registry:
-        raise LookupError(f"this worker knows no task {task.name!r}")
+        raise UnknownTask(f"this worker knows no task {task.name!r}")
     registered, input = registry[task.name], json.loads(task.input)
     running_key.set(str(task.log_id))
     if not registered.durable:
+        check_no_log(fence)
         return registered.function(input)
-    context = Context(fence)
+    return call_durable(registered, Context(fence), input)
+
+
+def check_no_log(fence: Fence) -> None:
+    """A function that was durable and is not any more would do its recorded steps again."""
+    task = fence.task
+    if task.attempt > 1 and fence.send(lambda queries: list(queries.load_log(task_id=task.id))):
+        raise UnknownTask(f"the task has a log, and here {task.name!r} is not a durable task")
+
+
+def call_durable(registered: Registered, context: Context, input: Json) -> Json:
     returned = False
     try:
         output = registered.function(context, input)
@@ -118,5 +146,8 @@ def store(fence: Fence, outcome: Outcome) -> None:
         case Again(error, delay):
             fence.write(Querier.retry_task, delay=delay, error=error)
             log.info("task %d, again in %s: %s", id, delay, error)
+        case Parked(error):
+            fence.write(Querier.park_task, error=error)
+            log.warning("task %d is parked: %s", id, error)
         case Suspended():
             log.info("task %d %s", id, outcome)

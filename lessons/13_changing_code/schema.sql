@@ -18,6 +18,10 @@
 --   One that waits for a message or an event does so, too. Whoever sends the message makes it queued, in
 --   the transaction of the INSERT; of events the upkeep tells: TellEvents.
 --
+--   A worker's code may be unable to run a task: it does not know the name, or its function does not fit the
+--   log. ParkTask makes it waiting, for nothing but other code: the task is parked. UnparkTasks makes it
+--   queued when there is code that has not tried it.
+--
 --   A worker may die, or a run take too long: TakeBackTasks makes the task queued again, or failed
 --   if that was its last attempt.
 --
@@ -27,6 +31,12 @@
 create table workers (
     id          bigint generated always as identity primary key,
     name        text not null,         -- for people; two workers may have the same
+    queue       text not null default 'default',  -- from which it takes tasks
+    version     text not null default '',         -- of its code; '' if nobody said
+    -- What parked_by calls its code. Without a version, whatever starts may be other code.
+    code        text not null generated always as (
+                    case when version = '' then 'worker ' || cast(id as text) else version end
+                ) stored,
     -- The lease. Until then the worker counts as alive, by this database's clock; no other clock
     -- decides anything here.
     alive_until timestamptz not null,
@@ -73,13 +83,15 @@ create table tasks (
     forked_from bigint,                      -- the task whose log its own began with
     fork_position int,                       -- up to this position
     watched    boolean not null default false,  -- somebody waits for its end, and wants a hint
+    version    text not null default '',     -- of the code that began its log, and has to end it; '': any
+    parked_by  text[] not null default '{}', -- the code that has tried it, and could not run it
     created_at timestamptz not null default clock_timestamp(),
     constraint output_if_succeeded check ((status = 'succeeded') = (output is not null)),
     constraint error_if_failed check (status <> 'failed' or error is not null),
     constraint error_of_an_attempt
         check (error is null or status = 'failed' or (attempt > 0 and status <> 'succeeded')),
     constraint waits_for_something
-        check (status <> 'waiting' or run_at is not null or awaits is not null),
+        check (status <> 'waiting' or run_at is not null or awaits is not null or parked_by <> '{}'),
     constraint run_by_a_worker check (
         status <> 'running' or (attempt > 0 and worker_id is not null and started_at is not null)
     )
@@ -88,8 +100,12 @@ create table tasks (
 comment on table tasks is 'One row of work: a name, a JSON input and a status.';
 
 -- ClaimTasks reads the first entries of this index. A finished task is not in it: the claim stays as
--- fast with a million finished tasks in the table as with none.
-create index tasks_queued on tasks (queue, priority desc, id) where status = 'queued';
+-- fast with a million finished tasks in the table as with none, and with a million of other versions.
+create index tasks_queued on tasks (queue, version, priority desc, id) where status = 'queued';
+
+-- UnparkTasks: those that wait for nothing but other code.
+create index tasks_parked on tasks (queue, version, id)
+    where status = 'waiting' and run_at is null and awaits is null;
 
 -- WakeTasks: the first entries are those that are due.
 create index tasks_waiting on tasks (run_at) where status = 'waiting';
@@ -129,15 +145,15 @@ comment on table queue_limits is 'How many tasks of a queue may run at once. No 
 -- does the step again, unless it was settled, as the function had gone on. All other entries are opened
 -- by a run, and completed once, by somebody else. A retry by hand deletes a failed step at the end, and
 -- reopens the entries of failed children, unless the function had gone on from them. A fork's log begins
--- with copies.
+-- with copies. A patch is a marker: from there on, the run does what the code of that patch does.
 create table event_log (
     -- Whoever deletes a task deletes its log with it.
     task_id     bigint not null references tasks on delete cascade,
     position    int not null,     -- 1, 2, 3 ... in the order of the calls
     kind        text not null constraint kind_known check (
-                    kind in ('step', 'child', 'timer', 'signal', 'event')
+                    kind in ('step', 'child', 'timer', 'signal', 'event', 'patch')
                 ),
-    -- The function of the step, or of the child task; what a timer is for; of a message or an event.
+    -- The function of the step, or of the child task; what a timer is for; of a message, event or patch.
     name        text not null,
     input       json not null,    -- its arguments; a duration in seconds, or a moment
     output      json,             -- what it returned
@@ -149,12 +165,13 @@ create table event_log (
     attempt     int not null,     -- by which run
     recorded_at timestamptz not null default clock_timestamp(),
     primary key (task_id, position),
-    constraint output_or_error check (kind <> 'step' or (output is null) <> (error is null)),
+    constraint output_or_error
+        check (kind not in ('step', 'patch') or (output is null) <> (error is null)),
     constraint completed_with_an_answer
-        check (kind = 'step' or (completion is null) = (output is null and error is null)),
+        check (kind in ('step', 'patch') or (completion is null) = (output is null and error is null)),
     constraint child_has_a_task check ((kind = 'child') = (child_id is not null)),
     constraint timer_has_a_time check (kind <> 'timer' or due_at is not null),
-    constraint only_waits_are_due check (due_at is null or kind not in ('step', 'child')),
+    constraint only_waits_are_due check (due_at is null or kind not in ('step', 'child', 'patch')),
     constraint errors_are_settled check (not settled or error is not null)
 );
 
@@ -255,7 +272,8 @@ begin
     end if;
 
     update event_log set output = its_output, error = its_error, completion = its_completion
-    where task_id = its_task and position = its_position and kind <> 'step' and completion is null;
+    where task_id = its_task and position = its_position and kind not in ('step', 'patch')
+    and completion is null;
     if not found then
         return false;
     end if;

@@ -20,6 +20,7 @@ from run import run_task
 from shared.database import Database
 from timing import Timing
 from upkeep import CHORES, Upkeep
+from versions import check_version, unpark
 
 MAX_SLOTS = 1000
 MIN_LEASE = timedelta(milliseconds=10)
@@ -35,6 +36,8 @@ class Worker:
     Each of these threads has a database connection. Raises BadInput.
     lease: for how long the worker counts as alive after a heartbeat. When it has run out, other
     workers take its tasks back. grace: for how long `run` waits for running tasks after `stop`.
+    version: of the code. A durable task is run to its end by workers of the version that begins it;
+    without a version, by whoever comes.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Worker:
         name: str,
         *,
         queue: str = "default",
+        version: str = "",
         slots: int = 10,
         lease: timedelta = timedelta(seconds=10),
         grace: timedelta = timedelta(seconds=30),
@@ -50,13 +54,15 @@ class Worker:
     ) -> None:
         check_name(name)
         check_queue(queue)
+        if version != "":
+            check_version(version)
         check_number("slots", slots, 1, MAX_SLOTS)
         check_duration("lease", lease, MIN_LEASE)
         check_duration("grace", grace)
         self.name = name
         self.queue = queue
         self.slots = slots
-        self.lease = Lease(name, lease)
+        self.lease = Lease(name, lease, queue, version)
         self.grace = grace
         self.timing = timing
         self._db = db
@@ -67,7 +73,12 @@ class Worker:
         self._open_slots: set[int] = set()  # threads that have a connection
         self._handed_over: SimpleQueue[ClaimTasksRow | None] = SimpleQueue()
         self._look_again = threading.Event()
-        chores = {"bury": self.lease.bury_others, **CHORES, "give back": self._give_back}
+        chores = {
+            "bury": self.lease.bury_others,
+            **CHORES,
+            "unpark": self._unpark,
+            "give back": self._give_back,
+        }
         self._upkeep = Upkeep(chores, timing.upkeep)
         hints = {queue: self._look_again.set, AN_EVENT: self._upkeep.hint.set}
         self._listener = Listener(db, hints, timing)
@@ -228,3 +239,6 @@ class Worker:
 
     def _give_back(self, queries: Querier) -> None:
         self.lease.give_back(queries, self._running.copy(), self.lease.duration)
+
+    def _unpark(self, queries: Querier) -> list[int]:
+        return unpark(queries, self.lease.worker_id)
