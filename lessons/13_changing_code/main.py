@@ -35,7 +35,8 @@ from versions import move_version
 from worker import Worker
 
 HERE = Path(__file__).resolve().parent
-NEW_TASK = "insert into tasks (name, input, max_attempts) values ('send_coupon', '1', 2) returning id"
+NEW_TASK = """\
+insert into tasks (name, input, max_attempts) values ('send_coupon', '1', 2) returning id"""
 
 
 def story(db: Database) -> None:
@@ -53,12 +54,13 @@ def failed(db: Database) -> None:
         order = begin(db, "sell", {"id": 1})
         coupon = new_task(db)
         wait_until(lambda: status(db, coupon) == "failed", "its tries are used up")
-    feared(True, f"a new task, and a worker that is still an old one: {error_of(db, coupon)}")
+    feared(status(db, coupon) == "failed", "a new task has failed on a worker that is an old one:")
+    say_error(db, coupon)
     with worker_processes(HERE, "new", options=("--no-parking", "--deploy", "edited")):
         packed(db, order)
         wait_until(lambda: status(db, order) == "failed", "it does not fit")
-    say(f"the order, and a new worker: {error_of(db, order)}")
-    feared(effects("order 1: card charged") == 1, "the order has failed, and its card is charged")
+    feared(effects("order 1: card charged") == 1, "an order has failed that was charged:")
+    say_error(db, order)
 
 
 def parked(db: Database) -> None:
@@ -67,19 +69,19 @@ def parked(db: Database) -> None:
         order = begin(db, "sell", {"id": 2})
         coupon = new_task(db)
         wait_until(lambda: get(db, coupon).parked_by, "nobody knows it")
-    say(f"the new task is parked by {get(db, coupon).parked_by}, {tries(db, coupon)}")
+    say(f"the new task is parked by {get(db, coupon).parked_by}; {tries(db, coupon)}")
     with worker_processes(HERE, "a", "b", options=("--deploy", "edited", "--version", "2")):
         packed(db, order)
         wait_until(lambda: status(db, coupon) == "succeeded", "somebody knows it")
         wait_until(lambda: get(db, order).parked_by, "it does not fit")
         once = get(db, order).attempt
         time.sleep(1)  # in which both workers look after what is parked
-    say(f"the new task has succeeded; the order is parked by {get(db, order).parked_by}:")
-    say(f"  {error_of(db, order)}")
-    check(get(db, order).attempt == once, "of two workers with the same code, one has tried it once")
+    say(f"version 2 has ended it, and the order is parked by {get(db, order).parked_by}")
+    check(get(db, order).attempt == once, "of its two workers, one has tried the order once")
     with worker_processes(HERE, "c", options=("--deploy", "patched", "--version", "3")):
         wait_until(lambda: status(db, order) == "succeeded", "it fits")
-    check(effects("order 2: card charged") == 1, f"version 3 has ended it, {tries(db, order)}")
+    check(effects("order 2: card charged") == 1, "version 3 has ended it, and charged it once")
+    check("attempt 1 " in tries(db, order), f"it was {tries(db, order)}")
 
 
 def pinned(db: Database) -> None:
@@ -97,7 +99,7 @@ def pinned(db: Database) -> None:
             say(f"  {line}")
     with worker_processes(HERE, "a", options=("--version", "1")):
         wait_until(lambda: status(db, third) == "succeeded", "it is sold")
-    say("a worker of version 1 has ended order 3; the others may wait for weeks: move-version 1 3")
+    say("a worker of version 1 has ended order 3; order 4 may wait for weeks: move-version 1 3")
     moved(db, "1", "3")
     patched(db, fourth, parcels)
 
@@ -124,11 +126,11 @@ def hashed() -> None:
     scene("A hash of its source as a function's version")
     source = inspect.getsource(app.sell)
     with_comment = source.replace("\n", "\n    # nothing new\n", 1)
-    say(f"{digest(source)}, and with a comment {digest(with_comment)}")
-    feared(digest(source) != digest(with_comment), "a version of its own for a comment")
+    say(f"{digest(source)}; with a comment {digest(with_comment)}")
+    feared(digest(source) != digest(with_comment), "a comment makes a new version")
     with patch.object(app, "charge_card", app.pay):
         same = digest(inspect.getsource(app.sell)) == digest(source)
-    feared(same, "the same version, though charge_card is a different function")
+    feared(same, "another function in the place of charge_card does not")
 
 
 def rehearsed() -> None:
@@ -192,13 +194,16 @@ def names(db: Database, id: int) -> list[str]:
     return [f"{entry.kind} {entry.name}" for entry in log_of(db, id)]
 
 
-def error_of(db: Database, id: int) -> str:
-    return (get(db, id).error or "").partition("\n")[0]
+def say_error(db: Database, id: int) -> None:
+    """Its first line, and what differs."""
+    first, *lines = get(db, id).error.splitlines()
+    for line in [first, *(line for line in lines if "≠" in line)]:
+        say(f"  {line}")
 
 
 def tries(db: Database, id: int) -> str:
     task = get(db, id)
-    return f"{task.attempt - task.uncounted} of {task.max_attempts} attempts used up"
+    return f"attempt {task.attempt - task.uncounted} of {task.max_attempts}"
 
 
 def effects(what: str) -> int:

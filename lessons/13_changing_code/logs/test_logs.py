@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import app  # noqa: F401  the code that is about to be deployed
+import app as app  # the code that is about to be deployed
 from rehearsal import rehearse
 
 LOGS = sorted(Path(__file__).parent.glob("*.json"))

@@ -9,7 +9,7 @@ def test_1_children(lesson, db):
         return "plain"
 
     @lesson.context.durable
-    def child(ctx, _):
+    def child(_ctx, _):
         return "durable"
 
     @lesson.context.durable
