@@ -96,6 +96,9 @@ def start(modules: Any, order: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(order["environment"], LESSON_PARENT=str(os.getppid()))
     sys.stdout = os.fdopen(1, "w", buffering=1)  # what a killed process has said must be there
+    # It may import more of its lesson: what is to be deployed in it.
+    sys.modules.update(vars(modules))
+    sys.path.insert(0, str(modules.main.HERE))
     status = 1
     try:
         modules.main.main(order["arguments"], standalone_mode=False)

@@ -11,7 +11,8 @@ A lesson's rows.toml holds the pictures by their names. `tables` are the columns
     { kill = "a" }                                  kill -9; its lease is over
     { outside = "lamp: in stock" }                  a line for outside.log
     { by_hand = "retry", id = 1 }                   a function that the engine has for people; a
-                                                    fork has a `position`, too
+                                                    fork has a `position`, too; a move of a
+                                                    version has `old` and `new`
 
 After any of them, `show` is a caption: what has changed since the last picture is shown.
 """
@@ -106,7 +107,7 @@ class Held(Watched):
                 self._cut = None
                 self.end_leases()
             case {"by_hand": verb, **rest}:
-                where = [rest[name] for name in ("id", "position") if name in rest]
+                where = [rest[name] for name in ("id", "position", "old", "new") if name in rest]
                 with self.db.engine.begin() as connection:
                     getattr(self.engine, verb)(connection, *where)
             case {"outside": line}:

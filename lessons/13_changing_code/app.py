@@ -74,6 +74,24 @@ def receive_one(ctx: Context, _: int) -> Json:
     return ctx.receive("a")
 
 
+@durable
+def sell(ctx: Context, order: Order) -> str:
+    """Charge the card, wait for the warehouse, confirm. In deploys/ it is edited."""
+    payment = ctx.step(charge_card, order)
+    ctx.receive("packed")
+    ctx.step(send_confirmation, order)
+    return payment
+
+
+@durable
+def send_all(ctx: Context, order: Order) -> None:
+    """Four parcels; after the second, the boxes run out."""
+    for parcel in range(4):
+        ctx.step(send, order, parcel)
+        if parcel == 1:
+            ctx.receive("more boxes")
+
+
 @task
 def reserve(order: Order) -> str:
     """A child task: it is retried by itself, and runs on whichever worker has a free slot."""
@@ -179,6 +197,18 @@ def pay(key: str, order: Order) -> str:
 
 def look_for_approval(_key: str, order: Order) -> bool:
     return f"order {order['id']}: approved" in outside.effects()
+
+
+def check_fraud(key: str, order: Order) -> str:
+    return effect(key, "no fraud", order)
+
+
+def send(key: str, order: Order, parcel: int) -> str:
+    return effect(key, f"parcel {parcel} sent", order)
+
+
+def weigh(key: str, order: Order, parcel: int) -> str:
+    return effect(key, f"parcel {parcel} weighed", order)
 
 
 def effect(key: str, what: str, order: Order) -> str:
