@@ -686,8 +686,9 @@ class Chaos:
     def check_messages(self) -> None:
         """What holds at any moment, not only in the end."""
         if self.has_messages:
-            for wrong in witness.found(self.db, *witness.BESIDE):
-                self.violation(wrong)
+            with witness.look_on(self.db) as look:
+                for wrong in witness.found(look, *witness.BESIDE):
+                    self.violation(wrong)
 
     def check_correspondents(self) -> None:
         """What was acknowledged is there, as it was sent; what was rolled back is not."""
@@ -714,7 +715,6 @@ class Chaos:
         self.check_messages()
         if self.has_messages:
             self.check_correspondents()
-        wrong = witness.violations(self.db, self.limit)
         never = OF_CHILDREN if hasattr(self.engine, "ChildError") else {}
         if never and not self.by_hand:
             never = never | OTHER_END
@@ -722,8 +722,10 @@ class Chaos:
             never = never | OF_TIMERS
         if self.has_messages:
             never = never | witness.MESSAGES
-        for sentence, query in never.items():
-            wrong += witness.found(self.db, sentence, query)
+        with witness.look_on(self.db) as look:
+            wrong = witness.violations(look, self.limit)
+            for sentence, query in never.items():
+                wrong += witness.found(look, sentence, query)
         for sentence in wrong:
             self.violation(sentence)
         if hasattr(self.engine, "durable"):

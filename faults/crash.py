@@ -69,7 +69,7 @@ class Watched:
         self.engine = workloads.register(modules)
         self.outside: Outside = modules.app.outside
         self.proxy = Proxy(url, before_commit=self.before, after_commit=self.after)
-        self.look = db.connect(autocommit=True, application_name="the witness")
+        self.look = witness.look_on(db)
         self._nursery = nursery
         self._logs = logs
 
@@ -83,8 +83,7 @@ class Watched:
 
     def rows(self, query: LiteralString | sql.Composed, *parameters: Any) -> list[Any]:
         """On one connection: much is asked, and a new one costs more than the answer."""
-        cursor = self.look.execute(query, parameters or None)
-        return cursor.fetchall() if cursor.description else []
+        return witness.ask(self.look, query, *parameters)
 
     def start(self, name: str, url: str, *options: str, lease: str = "60") -> int:
         """A worker with one slot; its process id."""
@@ -115,7 +114,7 @@ class Watched:
 
     def commits_since_reset(self) -> list[str]:
         """What each commit has changed, if the witness is there: a text for each commit."""
-        groups = groupby(witness.changes(self.db), lambda change: change.commit)
+        groups = groupby(witness.changes(self.look), lambda change: change.commit)
         commits = [list(group) for _, group in groups]
         names = [statement_name(f"-- name: {commit[-1].statement}") for commit in commits]
         width = max([16, *map(len, names)])
@@ -298,7 +297,7 @@ class CrashTest(Watched):
 
     def violations(self, stuck: int) -> list[str]:
         """What must never be, and is."""
-        found = witness.violations(self.db)
+        found = witness.violations(self.look)
         rows = {row[0]: row[1:] for row in self.rows("select id, name, status, output from tasks")}
         lost = self.expected.keys() - rows.keys()
         found += [f"task {id} was enqueued, and is gone" for id in lost]
@@ -311,7 +310,7 @@ class CrashTest(Watched):
             found += self._of_children(rows)
         if self.number >= 11 and not self.only:
             for sentence, query in (witness.BESIDE, UNREAD, *witness.MESSAGES.items()):
-                found += witness.found(self.db, sentence, query)
+                found += witness.found(self.look, sentence, query)
         return found + self._outside_violations()
 
     def _differences(self, id: int, expected: workloads.Expected, row: Any) -> list[str]:
@@ -431,7 +430,7 @@ def tell_crash(test: CrashTest, at: int, when: When) -> bool:
     """What became of it, when the worker has been killed."""
     scene(f"{test.db.lesson.name}: the worker is killed {when} its commit number {at}")
     name = ", ".join(test.struck_at)
-    done = witness.changes(test.db)
+    done = witness.changes(test.look)
     say(f"kill -9 {when} the commit of {name}")
     if when == "after":
         say("the server has committed it; the worker never heard")

@@ -7,6 +7,7 @@ task's), so of one task the history is in the order of the commits.
 from dataclasses import dataclass
 from typing import Any, LiteralString
 
+from psycopg import Connection
 from psycopg.sql import Composed
 
 from shared.database import Database
@@ -219,43 +220,51 @@ def install(db: Database) -> None:
     rows(db, SQL)
 
 
+def look_on(db: Database) -> Connection[Any]:
+    return db.connect(autocommit=True, application_name="the witness")
+
+
 def rows(db: Database, query: LiteralString | Composed, *parameters: Any) -> list[Any]:
     """What a query finds, on a connection of its own."""
-    with db.connect(autocommit=True, application_name="the witness") as connection:
-        cursor = connection.execute(query, parameters or None)
-        return cursor.fetchall() if cursor.description else []
+    with look_on(db) as look:
+        return ask(look, query, *parameters)
 
 
-def found(db: Database, sentence: str, query: LiteralString) -> list[str]:
+def ask(look: Connection[Any], query: LiteralString | Composed, *parameters: Any) -> list[Any]:
+    cursor = look.execute(query, parameters or None)
+    return cursor.fetchall() if cursor.description else []
+
+
+def found(look: Connection[Any], sentence: str, query: LiteralString) -> list[str]:
     """A query that must find nothing: the sentence, with each of the first rows that it finds."""
-    return [f"{sentence}: {row}" for row in rows(db, query)[:5]]
+    return [f"{sentence}: {row}" for row in ask(look, query)[:5]]
 
 
-def changes(db: Database) -> list[Change]:
+def changes(look: Connection[Any]) -> list[Change]:
     """All changes so far, the oldest first, but for what was enqueued."""
     query = (
         "select commit::text, statement, change from history"
         " where commit not in (select commit from history where statement = 'enqueue_task')"
         " order by number"
     )
-    return [Change(*row) for row in rows(db, query)]
+    return [Change(*row) for row in ask(look, query)]
 
 
-def violations(db: Database, at_most: int | None = None) -> list[str]:
+def violations(look: Connection[Any], at_most: int | None = None) -> list[str]:
     """What the history holds that must never be. at_most: so many tasks may run at once."""
-    wrong = of_tasks(db, at_most)
+    wrong = of_tasks(look, at_most)
     for sentence, query in LOGS.items():
-        wrong += found(db, sentence, query)
+        wrong += found(look, sentence, query)
     return wrong
 
 
-def of_tasks(db: Database, at_most: int | None) -> list[str]:
+def of_tasks(look: Connection[Any], at_most: int | None) -> list[str]:
     """One owner at a time, attempts that grow by one, and an end that is the end."""
     wrong: list[str] = []
     last: dict[int, tuple[str, int | None]] = {}
     running, most = set[int](), 0
-    for id, was, status, was_attempt, attempt, statement in rows(
-        db,
+    for id, was, status, was_attempt, attempt, statement in ask(
+        look,
         "select (after ->> 'id')::bigint, before ->> 'status', after ->> 'status',"
         " (before ->> 'attempt')::int, (after ->> 'attempt')::int, statement from history"
         " where place = 'tasks' and after is not null order by number",

@@ -179,7 +179,7 @@ def test_the_witness_sees_what_must_never_be():
     """Else no crash would ever be found to have done harm."""
     with crash_test(LAST) as test:
         (id,) = [id for id, expected in test.expected.items() if expected.name == "tour"]
-        assert witness.violations(test.db, at_most=1) == []
+        assert witness.violations(test.look, at_most=1) == []
         test.rows("update event_log set output = '9' where task_id = %s and position = 1", id)
         test.rows("update event_log set output = '9' where task_id = %s and position = 2", id)
         test.rows("update event_log set settled = false where task_id = %s and position = 4", id)
@@ -199,7 +199,7 @@ def test_the_witness_sees_what_must_never_be():
         )
         test.rows("update messages set position = 1")
         test.rows("update events set payload = '9'")
-        found = "\n".join([*witness.violations(test.db, at_most=0), *test.violations(0)])
+        found = "\n".join([*witness.violations(test.look, at_most=0), *test.violations(0)])
     for sentence in (
         "a message was read twice, or changed",
         "an event was changed",
