@@ -76,7 +76,7 @@ class Children:
             name, text, chosen = function.__name__, to_json(input), check_options(**options)
         self._log.check()
         with self._fence.engine():
-            position = self._log.open("child", name, text, Querier.spawn_child, **chosen)
+            position = self._log.spawn(name, text, chosen)
         return Pending(position, self._log.run)
 
     def run(self, function: Function[T, R], input: T, **options: Unpack[TaskOptions]) -> R:

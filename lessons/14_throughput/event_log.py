@@ -8,10 +8,12 @@ from typing import Any
 from db.queries import LoadCompletionsRow, LoadLogRow, Querier
 from errors import ERROR_KEYS, FinalBadInput, StepInStep, WaitTimeout, is_error_entry
 from fence import Fence, Hopeless, Interrupted
-from inputs import Json, to_json
+from inputs import Json, as_text, to_json
 from nondeterminism import mismatch
+from tasks import TaskOptions
 
 Entry = LoadLogRow  # a row of event_log
+MAX_SPAWNED = 100  # children in one statement
 
 
 class Suspended(Interrupted):
@@ -34,6 +36,8 @@ class EventLog:
         self._entries: list[Entry] = []
         # Errors that this run has told the function. If the function goes on, they are settled.
         self._told: list[Entry] = []
+        # Children that the function has spawned since it last got an answer.
+        self._spawned: list[dict[str, Any]] = []
         # The first attempt has nothing to load. A log that was filled from outside (a copy of
         # another one, a repaired backup) is ignored in it: set such a task's attempt to 1 first.
         if fence.task.attempt > 1:
@@ -51,6 +55,8 @@ class EventLog:
         Raises NonDeterminismError if the entry is the answer to a different question.
         """
         self.check()
+        if kind != "child":
+            self._write_children()
         self.position += 1
         if self.position <= len(self._entries):
             return self._compared(kind, name, json.loads(input))
@@ -64,6 +70,7 @@ class EventLog:
         `except:` may have swallowed it, or raised a different error instead.
         """
         self._fence.check()
+        self._write_children()
         self._thread = 0
         if returned and self.position < len(self._entries):
             self.position += 1
@@ -90,6 +97,11 @@ class EventLog:
             raise StepInStep("a step cannot do steps: they would not be done when it is replayed")
 
     def record(self, entry: Entry) -> None:
+        if entry.error or not self._fence.writer.record(self._fence.task, entry):
+            self._record_alone(entry)
+        self._entries.append(entry)
+
+    def _record_alone(self, entry: Entry) -> None:
         self._fence.write(
             Querier.record_step,
             position=entry.position,
@@ -99,7 +111,6 @@ class EventLog:
             output=None if entry.error else as_text(entry.output),
             error=to_json(entry.error) if entry.error else None,
         )
-        self._entries.append(entry)
 
     def open(
         self, kind: str, name: str, input: str, write: Callable[..., Any], **values: Any
@@ -110,6 +121,32 @@ class EventLog:
             self._fence.write(write, position=position, name=name, input=input, **values)
             self._entries.append(pending_entry(position, kind, name, input))
         return self.position
+
+    def spawn(self, name: str, input: str, options: TaskOptions) -> int:
+        """Open an entry for a child, or find it in the log; its position.
+
+        Children are written together, before the function gets anything but their positions: none
+        of them can be missed before that, and a run that dies until then spawns them again.
+        """
+        if self.next("child", name, input) is None:
+            self._entries.append(pending_entry(self.position, "child", name, input))
+            child = {"position": self.position, "name": name, "input": input, **options}
+            timeout = options.get("timeout")
+            child["timeout"] = timeout and timeout.total_seconds()
+            self._spawned.append(child)
+            if len(self._spawned) == MAX_SPAWNED:
+                self._write_children()
+        return self.position
+
+    def _write_children(self) -> None:
+        if self._spawned:
+            children, self._spawned = self._spawned, []
+            self._fence.write(
+                Querier.spawn_children,
+                first=children[0]["position"],
+                count=len(children),
+                children=as_text(children),
+            )
 
     def is_complete(self, position: int) -> bool:
         """As far as this run knows."""
@@ -125,6 +162,7 @@ class EventLog:
         first is in the log, so it is the same in every run, whenever that run looks.
         """
         self.check()
+        self._write_children()
         while True:
             timer = self._entries[deadline - 1] if deadline else None
             end = timer.completion if timer else None
@@ -187,11 +225,6 @@ def completed_before(entry: Entry, end: int | None) -> bool:
 
 def pending_entry(position: int, kind: str, name: str, input: str) -> Entry:
     return Entry(position, kind, name, json.loads(input), None, None, False, None)
-
-
-def as_text(value: Json) -> str:
-    """As to_json, without the checks: what becomes an entry has passed them."""
-    return json.dumps(value, ensure_ascii=False)
 
 
 def check_entries(fence: Fence, entries: list[Entry]) -> None:

@@ -4,11 +4,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
-import sqlalchemy as sa
-
-from connection import hopeless, reason, repeat
+from connection import hopeless, reason
 from db.queries import ClaimTasksRow, Querier
 from inputs import describe
+from writer import Writer
 
 T = TypeVar("T")
 
@@ -39,15 +38,15 @@ class Fence:
     never forgets a claim: a backup that is restored gives the same attempt out again.
     """
 
-    def __init__(self, connection: sa.Connection, task: ClaimTasksRow) -> None:
+    def __init__(self, writer: Writer, task: ClaimTasksRow) -> None:
         self.task = task
-        self._connection = connection
+        self.writer = writer
         self._interrupted: Interrupted | None = None
 
     def send(self, statement: Callable[[Querier], T]) -> T:
         """Raises Refused, or Hopeless."""
         try:
-            return repeat(self._connection, statement)
+            return self.writer.send(statement)
         except Exception as error:
             if hopeless(error):
                 self.interrupt(Hopeless(f"Postgres cannot store this, or read it: {reason(error)}"))

@@ -105,6 +105,11 @@ def to_json(value: Json) -> str:
     return text
 
 
+def as_text(value: Json) -> str:
+    """As to_json, without the checks: for what has passed them."""
+    return json.dumps(value, ensure_ascii=False)
+
+
 def canonical(value: Json) -> str:
     """The same text for the same JSON, whatever the order of a dict's keys.
 

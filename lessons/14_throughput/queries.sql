@@ -100,6 +100,36 @@ update tasks
 set status = 'succeeded', output = cast(@output as json), error = null
 where id = @id and attempt = @attempt and status = 'running';
 
+-- name: SucceedTasks :many
+-- Results of many tasks in one statement and one commit, each behind its own fence. What is not returned is
+-- not stored, for whatever reason; SucceedTask stores it, alone.
+-- So this waits for nobody: one row that somebody holds would keep all other results from being stored. A
+-- child's end changes its parent's row, which is locked here too. Of both, `skip locked`.
+with given as materialized (
+    select
+        cast(result ->> 'id' as bigint) as id, cast(result ->> 'attempt' as int) as attempt,
+        result -> 'output' as output
+    from json_array_elements(cast(@results as json)) as result
+), alone as materialized (
+    select tasks.id from tasks
+    join given on given.id = tasks.id and given.attempt = tasks.attempt
+    where tasks.status = 'running'
+    and not exists (select from tasks as parent where parent.id = tasks.parent_id)
+    for update of tasks skip locked
+), child as materialized (
+    select tasks.id from tasks
+    join given on given.id = tasks.id and given.attempt = tasks.attempt
+    join tasks as parent on parent.id = tasks.parent_id
+    where tasks.status = 'running'
+    for update of tasks, parent skip locked
+)
+update tasks
+set status = 'succeeded', output = given.output, error = null
+from given
+where tasks.id = given.id
+and (tasks.id in (select id from alone) or tasks.id in (select id from child))
+returning tasks.id;
+
 -- name: FailTask :execrows
 update tasks
 set status = 'failed', error = cast(@error as text)
@@ -484,6 +514,30 @@ set kind = excluded.kind, name = excluded.name, input = excluded.input, output =
     error = excluded.error, attempt = excluded.attempt, recorded_at = excluded.recorded_at
 where event_log.attempt = excluded.attempt or event_log.error is not null;
 
+-- name: RecordSteps :many
+-- Steps of many tasks in one statement and one commit, each behind its own fence. What is not returned is
+-- not recorded, for whatever reason; RecordStep records it, alone. So this waits for nobody.
+with given as materialized (
+    select
+        cast(step ->> 'task_id' as bigint) as task_id, cast(step ->> 'attempt' as int) as attempt,
+        cast(step ->> 'position' as int) as position, step ->> 'name' as name,
+        step -> 'input' as input, step -> 'output' as output
+    from json_array_elements(cast(@steps as json)) as step
+), run as materialized (
+    select tasks.id, given.position from tasks
+    join given on given.task_id = tasks.id and given.attempt = tasks.attempt
+    where tasks.status = 'running'
+    for share of tasks skip locked
+)
+insert into event_log (task_id, position, kind, name, input, output, attempt)
+select given.task_id, given.position, 'step', given.name, given.input, given.output, given.attempt
+from given
+join run on run.id = given.task_id
+where (select coalesce(max(last.position), 0) from event_log as last where last.task_id = run.id)
+    = given.position - 1
+on conflict (task_id, position) do nothing
+returning task_id;
+
 -- name: SettleErrors :execrows
 -- The function goes on from these errors. Fenced like a step.
 with run as (
@@ -496,46 +550,57 @@ set settled = true
 from run
 where event_log.task_id = run.id and event_log.position = any (cast(@positions as int[]));
 
--- name: SpawnChild :one
--- The child and the entry in its parent's log are made by one statement, fenced like a step.
--- `again`: this attempt has done it already, and never heard of it because the connection broke. Then
--- the entry is left as it is: the child may have ended meanwhile. On conflict: as for a step, an
--- error at the end of the log gives way.
+-- name: SpawnChildren :one
+-- Children and their entries in the parent's log are made by one statement, fenced like a step. Their ids
+-- are given out in the order of their positions.
+-- `again`: this attempt has done it already, and never heard of it because the connection broke. Then the
+-- entries are left as they are: children may have ended meanwhile. On conflict: as for a step, an error at
+-- the end of the log gives way.
 with run as (
     select tasks.id from tasks
     where tasks.id = @id and tasks.attempt = @attempt and tasks.status = 'running'
     for share
 ), again as (
-    select event_log.child_id from event_log
+    select from event_log
     join run on run.id = event_log.task_id
-    where event_log.position = @position and event_log.attempt = @attempt
+    where event_log.position = cast(@first as int) and event_log.attempt = @attempt
     and event_log.kind = 'child'
+), given as materialized (
+    select
+        cast(child ->> 'position' as int) as position, child ->> 'name' as name,
+        cast(child ->> 'input' as json) as input, child ->> 'queue' as queue,
+        cast(child ->> 'priority' as int) as priority,
+        cast(child ->> 'max_attempts' as int) as max_attempts,
+        cast(child ->> 'timeout' as float) * interval '1 s' as timeout
+    from json_array_elements(cast(@children as json)) as child
 ), child as (
     insert into tasks (
         queue, name, input, priority, max_attempts, timeout, parent_id, parent_position
     )
     select
-        @queue, @name, cast(@input as json), @priority, @max_attempts,
-        cast(sqlc.narg(timeout) as interval), run.id, @position
-    from run
+        given.queue, given.name, given.input, given.priority, given.max_attempts, given.timeout,
+        run.id, given.position
+    from run, given
     where not exists (select from again)
     and (select coalesce(max(last.position), 0) from event_log as last where last.task_id = run.id)
-        in (cast(@position as int) - 1, @position)
+        in (cast(@first as int) - 1, @first)
+    order by given.position
     on conflict (parent_id, parent_position) where parent_id is not null do nothing
-    returning tasks.id
+    returning tasks.id, tasks.parent_id, tasks.parent_position
 ), entry as (
     insert into event_log (task_id, position, kind, name, input, attempt, child_id)
-    select run.id, @position, 'child', @name, cast(@input as json), @attempt, child.id
-    from run, child
+    select child.parent_id, given.position, 'child', given.name, given.input, @attempt, child.id
+    from child
+    join given on given.position = child.parent_position
     on conflict (task_id, position) do update
     set kind = excluded.kind, name = excluded.name, input = excluded.input, output = null,
         error = null, attempt = excluded.attempt, child_id = excluded.child_id,
         recorded_at = excluded.recorded_at
     where event_log.error is not null
 )
-select cast(child.id as bigint) as child_id from child
-union all
-select cast(again.child_id as bigint) as child_id from again;
+select cast(
+    exists (select from again) or (select count(*) from child) = cast(@count as int) as boolean
+) as spawned;
 
 -- name: OpenTimer :execrows
 -- When it will ring is decided here, once, by the database's clock. Fenced like a step.

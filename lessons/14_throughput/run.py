@@ -5,8 +5,6 @@ import logging
 from dataclasses import dataclass
 from datetime import timedelta
 
-import sqlalchemy as sa
-
 from context import Context
 from db.queries import ClaimTasksRow, Querier
 from event_log import Suspended
@@ -14,6 +12,7 @@ from fence import Fence, Hopeless, Interrupted
 from inputs import BadInput, Json, describe, to_json
 from tasks import NonRetryableError, registry, running_key
 from timing import Timing
+from writer import Writer
 
 log = logging.getLogger("worker")
 
@@ -39,20 +38,28 @@ class Again:
 Outcome = Succeeded | Failed | Again | Suspended
 
 
-def run_task(connection: sa.Connection, task: ClaimTasksRow, timing: Timing) -> bool:
-    """True: the task waits now, perhaps for a moment that the upkeep does not know of yet."""
+def run_task(writer: Writer, task: ClaimTasksRow, timing: Timing) -> Outcome | None:
+    """What came of it, and is to be stored now. None: nothing."""
     log.info("task %d, attempt %d: %s", task.id, task.attempt, task.name)
-    fence = Fence(connection, task)
     try:
-        try:
-            outcome = outcome_of(fence, timing)
-            store(fence, outcome)
-            return isinstance(outcome, Again | Suspended)
-        except Hopeless as error:
-            store(fence, Failed(describe(error)))
+        return outcome_of(Fence(writer, task), timing)
+    except Hopeless as error:
+        return Failed(describe(error))
     except Interrupted as why:
         log.warning("%s: void", why)
-    return False
+        return None
+
+
+def store(writer: Writer, task: ClaimTasksRow, outcome: Outcome) -> None:
+    """In a statement of its own."""
+    fence = Fence(writer, task)
+    try:
+        try:
+            write(fence, outcome)
+        except Hopeless as error:
+            write(fence, Failed(describe(error)))
+    except Interrupted as why:
+        log.warning("%s: void", why)
 
 
 def outcome_of(fence: Fence, timing: Timing) -> Outcome:
@@ -105,7 +112,7 @@ def call(fence: Fence) -> Json:
         context.end(returned)
 
 
-def store(fence: Fence, outcome: Outcome) -> None:
+def write(fence: Fence, outcome: Outcome) -> None:
     """Raises Interrupted: the outcome is void."""
     id = fence.task.id
     match outcome:

@@ -83,6 +83,13 @@ create table tasks (
     constraint run_by_a_worker check (
         status <> 'running' or (attempt > 0 and worker_id is not null and started_at is not null)
     )
+)
+-- A claim and an end each write a new version of the row. In the half of each page that inserts leave free, it
+-- lands beside the old one, and the WAL holds only what differs.
+-- Dead versions are taken away after so many rows have changed, however large the table is.
+with (
+    fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000,
+    autovacuum_vacuum_cost_delay = 0
 );
 
 comment on table tasks is 'One row of work: a name, a JSON input and a status.';

@@ -3,8 +3,10 @@
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from queue import SimpleQueue
 
 import sqlalchemy as sa
@@ -13,13 +15,15 @@ from sqlalchemy.exc import DBAPIError
 from claim import claim
 from connection import Stopped, connect, keep_doing, pauses, reconnect
 from db.queries import ClaimTasksRow, Querier
+from event_log import Suspended
 from inputs import check_duration, check_name, check_number, check_queue, describe
 from lease import Lease
 from listen import AN_EVENT, Listener
-from run import run_task
+from run import Again, Outcome, Succeeded, run_task, store
 from shared.database import Database
 from timing import Timing
 from upkeep import CHORES, Upkeep
+from writer import Writer, store_results
 
 MAX_SLOTS = 1000
 MIN_LEASE = timedelta(milliseconds=10)
@@ -31,8 +35,8 @@ class Worker:
     """Runs tasks until `stop` is called. Any number of workers may share a queue.
 
     slots: how many tasks run side by side, each in a thread. One more thread, the dispatcher,
-    claims for all of them: a claim of ten tasks costs hardly more than a claim of one.
-    Each of these threads has a database connection. Raises BadInput.
+    claims for all of them, and stores what they return: ten cost hardly more than one.
+    connections: how many of them all slots share. Raises BadInput.
     lease: for how long the worker counts as alive after a heartbeat. When it has run out, other
     workers take its tasks back. grace: for how long `run` waits for running tasks after `stop`.
     """
@@ -44,6 +48,7 @@ class Worker:
         *,
         queue: str = "default",
         slots: int = 10,
+        connections: int = 5,
         lease: timedelta = timedelta(seconds=10),
         grace: timedelta = timedelta(seconds=30),
         timing: Timing = Timing(),
@@ -51,6 +56,7 @@ class Worker:
         check_name(name)
         check_queue(queue)
         check_number("slots", slots, 1, MAX_SLOTS)
+        check_number("connections", connections, 1, MAX_SLOTS)
         check_duration("lease", lease, MIN_LEASE)
         check_duration("grace", grace)
         self.name = name
@@ -62,10 +68,12 @@ class Worker:
         self._db = db
         self._stops = 0
         self._drained = threading.Event()
+        self._writer = Writer(db.autocommit, connections)
         # Task and attempt; only the dispatcher adds, so there are never more than slots.
         self._running: set[tuple[int, int]] = set()
-        self._open_slots: set[int] = set()  # threads that have a connection
-        self._handed_over: SimpleQueue[ClaimTasksRow | None] = SimpleQueue()
+        self._handed_over: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        # What tasks have returned, until the dispatcher stores it. They count as running.
+        self._results: deque[tuple[ClaimTasksRow, str]] = deque()
         self._look_again = threading.Event()
         chores = {"bury": self.lease.bury_others, **CHORES, "give back": self._give_back}
         self._upkeep = Upkeep(chores, timing.upkeep)
@@ -82,8 +90,7 @@ class Worker:
         self._stops += 1
 
     def run(self) -> None:
-        # The slots come last, and make do with the connections that the server has left. The first
-        # connection goes to the pool, for a claim within a limit.
+        # The first connection goes to the pool, for a claim within a limit.
         try:
             with connect(self._db.engine, self._is_stopping):
                 dispatcher, heart, upkeep = (
@@ -100,7 +107,7 @@ class Worker:
         try:
             with dispatcher:
                 self._dispatch(dispatcher)
-            self._drain()
+                self._drain(dispatcher)
         finally:
             self._drained.set()
             self._upkeep.hint.set()
@@ -110,6 +117,7 @@ class Worker:
         # The others end at once, unless the database hangs. No heartbeat may follow `end`.
         for thread in threads[self.slots :] if self._running else threads:
             thread.join(timeout=1)
+        self._writer.close()
         self.lease.end(self._db, self._running.copy())
         if self._broken:
             raise self._broken
@@ -153,7 +161,8 @@ class Worker:
         quiet = False
         while not self._is_stopping():
             self._look_again.clear()
-            worker_id, free_slots = self.lease.worker_id, len(self._open_slots) - len(self._running)
+            self._store_results(connection)
+            worker_id, free_slots = self.lease.worker_id, self.slots - len(self._running)
             try:
                 tasks = claim(
                     self._db, connection, worker_id, self.queue, free_slots, look_first=not tasks
@@ -165,7 +174,7 @@ class Worker:
             pause = pauses()
             for task in tasks:
                 self._running.add((task.id, task.attempt))
-                self._handed_over.put(task)
+                self._handed_over.put(partial(self._run, task))
             quiet = not tasks and not self._pause(quiet)
 
     def _pause(self, quiet: bool) -> bool:
@@ -182,7 +191,7 @@ class Worker:
                 return True
         return False
 
-    def _drain(self) -> None:
+    def _drain(self, connection: sa.Connection) -> None:
         """Wait for the running tasks: until the grace period ends, or until the second `stop`."""
         if self._running:
             message = "worker %s: stopping, %d still running; Ctrl-C again abandons them"
@@ -191,21 +200,46 @@ class Worker:
         while self._running and self._stops < 2 and time.monotonic() < deadline:
             self._look_again.wait(self.timing.poll)
             self._look_again.clear()
+            self._store_results(connection)
+
+    def _store_results(self, connection: sa.Connection) -> None:
+        """What was returned since the last time, in one statement and one commit.
+
+        What that has passed over a slot stores alone.
+        """
+        results = [self._results.popleft() for _ in range(len(self._results))]
+        stored = store_results(connection, results) if results else ()
+        for task, output in results:
+            if task.id in stored:
+                log.info("task %d succeeded", task.id)
+                self._running.discard((task.id, task.attempt))
+            else:
+                self._handed_over.put(partial(self._store, task, Succeeded(output)))
 
     def _run_slot(self) -> None:
-        """A thread with a connection of its own, which runs what the dispatcher hands over."""
-        # Every statement commits at once. A claim that was not committed before the function is
-        # called would be invisible to others, and lock the row for as long as the function runs.
-        with connect(self._db.autocommit, self._is_stopping) as connection:
-            self._open_slots.add(threading.get_ident())
+        """A thread that does what the dispatcher hands over."""
+        while work := self._handed_over.get():
+            work()
+
+    def _run(self, task: ClaimTasksRow) -> None:
+        """Run it, and leave what it returns to the dispatcher; store any other outcome at once."""
+        outcome = run_task(self._writer, task, self.timing)
+        if isinstance(outcome, Succeeded):
+            self._results.append((task, outcome.output))
             self._look_again.set()
-            while task := self._handed_over.get():
-                try:
-                    if run_task(connection, task, self.timing):
-                        self._upkeep.hint.set()
-                finally:
-                    self._running.discard((task.id, task.attempt))
-                    self._look_again.set()
+        else:
+            self._store(task, outcome)
+
+    def _store(self, task: ClaimTasksRow, outcome: Outcome | None) -> None:
+        try:
+            if outcome is not None:
+                store(self._writer, task, outcome)
+        finally:
+            self._running.discard((task.id, task.attempt))
+            self._look_again.set()
+        # Perhaps it waits for a moment that the upkeep does not know of yet.
+        if isinstance(outcome, Again | Suspended):
+            self._upkeep.hint.set()
 
     def _stay_alive(self, connection: sa.Connection) -> None:
         """Renew the lease, even while the running tasks are drained.

@@ -738,6 +738,30 @@ where event_log.attempt = excluded.attempt or event_log.error is not null
 """
 
 
+RECORD_STEPS = """-- name: record_steps \\:many
+with given as materialized (
+    select
+        cast(step ->> 'task_id' as bigint) as task_id, cast(step ->> 'attempt' as int) as attempt,
+        cast(step ->> 'position' as int) as position, step ->> 'name' as name,
+        step -> 'input' as input, step -> 'output' as output
+    from json_array_elements(cast(:p1 as json)) as step
+), run as materialized (
+    select tasks.id, given.position from tasks
+    join given on given.task_id = tasks.id and given.attempt = tasks.attempt
+    where tasks.status = 'running'
+    for share of tasks skip locked
+)
+insert into event_log (task_id, position, kind, name, input, output, attempt)
+select given.task_id, given.position, 'step', given.name, given.input, given.output, given.attempt
+from given
+join run on run.id = given.task_id
+where (select coalesce(max(last.position), 0) from event_log as last where last.task_id = run.id)
+    = given.position - 1
+on conflict (task_id, position) do nothing
+returning task_id
+"""
+
+
 REGISTER_WORKER = """-- name: register_worker \\:one
 insert into workers (name, alive_until)
 values (:p1, clock_timestamp() + cast(:p2 as interval))
@@ -815,42 +839,52 @@ where event_log.task_id = run.id and event_log.position = any (cast(:p1 as int[]
 """
 
 
-SPAWN_CHILD = """-- name: spawn_child \\:one
+SPAWN_CHILDREN = """-- name: spawn_children \\:one
 with run as (
     select tasks.id from tasks
-    where tasks.id = :p1 and tasks.attempt = :p2 and tasks.status = 'running'
+    where tasks.id = :p2 and tasks.attempt = :p3 and tasks.status = 'running'
     for share
 ), again as (
-    select event_log.child_id from event_log
+    select from event_log
     join run on run.id = event_log.task_id
-    where event_log.position = :p3 and event_log.attempt = :p2
+    where event_log.position = cast(:p4 as int) and event_log.attempt = :p3
     and event_log.kind = 'child'
+), given as materialized (
+    select
+        cast(child ->> 'position' as int) as position, child ->> 'name' as name,
+        cast(child ->> 'input' as json) as input, child ->> 'queue' as queue,
+        cast(child ->> 'priority' as int) as priority,
+        cast(child ->> 'max_attempts' as int) as max_attempts,
+        cast(child ->> 'timeout' as float) * interval '1 s' as timeout
+    from json_array_elements(cast(:p5 as json)) as child
 ), child as (
     insert into tasks (
         queue, name, input, priority, max_attempts, timeout, parent_id, parent_position
     )
     select
-        :p4, :p5, cast(:p6 as json), :p7, :p8,
-        cast(:p9 as interval), run.id, :p3
-    from run
+        given.queue, given.name, given.input, given.priority, given.max_attempts, given.timeout,
+        run.id, given.position
+    from run, given
     where not exists (select from again)
     and (select coalesce(max(last.position), 0) from event_log as last where last.task_id = run.id)
-        in (cast(:p3 as int) - 1, :p3)
+        in (cast(:p4 as int) - 1, :p4)
+    order by given.position
     on conflict (parent_id, parent_position) where parent_id is not null do nothing
-    returning tasks.id
+    returning tasks.id, tasks.parent_id, tasks.parent_position
 ), entry as (
     insert into event_log (task_id, position, kind, name, input, attempt, child_id)
-    select run.id, :p3, 'child', :p5, cast(:p6 as json), :p2, child.id
-    from run, child
+    select child.parent_id, given.position, 'child', given.name, given.input, :p3, child.id
+    from child
+    join given on given.position = child.parent_position
     on conflict (task_id, position) do update
     set kind = excluded.kind, name = excluded.name, input = excluded.input, output = null,
         error = null, attempt = excluded.attempt, child_id = excluded.child_id,
         recorded_at = excluded.recorded_at
     where event_log.error is not null
 )
-select cast(child.id as bigint) as child_id from child
-union all
-select cast(again.child_id as bigint) as child_id from again
+select cast(
+    exists (select from again) or (select count(*) from child) = cast(:p1 as int) as boolean
+) as spawned
 """
 
 
@@ -877,6 +911,34 @@ SUCCEED_TASK = """-- name: succeed_task \\:execrows
 update tasks
 set status = 'succeeded', output = cast(:p1 as json), error = null
 where id = :p2 and attempt = :p3 and status = 'running'
+"""
+
+
+SUCCEED_TASKS = """-- name: succeed_tasks \\:many
+with given as materialized (
+    select
+        cast(result ->> 'id' as bigint) as id, cast(result ->> 'attempt' as int) as attempt,
+        result -> 'output' as output
+    from json_array_elements(cast(:p1 as json)) as result
+), alone as materialized (
+    select tasks.id from tasks
+    join given on given.id = tasks.id and given.attempt = tasks.attempt
+    where tasks.status = 'running'
+    and not exists (select from tasks as parent where parent.id = tasks.parent_id)
+    for update of tasks skip locked
+), child as materialized (
+    select tasks.id from tasks
+    join given on given.id = tasks.id and given.attempt = tasks.attempt
+    join tasks as parent on parent.id = tasks.parent_id
+    where tasks.status = 'running'
+    for update of tasks, parent skip locked
+)
+update tasks
+set status = 'succeeded', output = given.output, error = null
+from given
+where tasks.id = given.id
+and (tasks.id in (select id from alone) or tasks.id in (select id from child))
+returning tasks.id
 """
 
 
@@ -1411,6 +1473,11 @@ class Querier:
         })
         return result.rowcount
 
+    def record_steps(self, *, steps: Any) -> Iterator[int]:
+        result = self._conn.execute(sqlalchemy.text(RECORD_STEPS), {"p1": steps})
+        for row in result:
+            yield row[0]
+
     def register_worker(self, *, name: str, lease: datetime.timedelta) -> Optional[int]:
         row = self._conn.execute(sqlalchemy.text(REGISTER_WORKER), {"p1": name, "p2": lease}).first()
         if row is None:
@@ -1465,17 +1532,13 @@ class Querier:
         result = self._conn.execute(sqlalchemy.text(SETTLE_ERRORS), {"p1": positions, "p2": id, "p3": attempt})
         return result.rowcount
 
-    def spawn_child(self, *, id: int, attempt: int, position: int, queue: str, name: str, input: Any, priority: int, max_attempts: int, timeout: Optional[datetime.timedelta]) -> Optional[int]:
-        row = self._conn.execute(sqlalchemy.text(SPAWN_CHILD), {
-            "p1": id,
-            "p2": attempt,
-            "p3": position,
-            "p4": queue,
-            "p5": name,
-            "p6": input,
-            "p7": priority,
-            "p8": max_attempts,
-            "p9": timeout,
+    def spawn_children(self, *, count: int, id: int, attempt: int, first: int, children: Any) -> Optional[bool]:
+        row = self._conn.execute(sqlalchemy.text(SPAWN_CHILDREN), {
+            "p1": count,
+            "p2": id,
+            "p3": attempt,
+            "p4": first,
+            "p5": children,
         }).first()
         if row is None:
             return None
@@ -1497,6 +1560,11 @@ class Querier:
     def succeed_task(self, *, output: Any, id: int, attempt: int) -> int:
         result = self._conn.execute(sqlalchemy.text(SUCCEED_TASK), {"p1": output, "p2": id, "p3": attempt})
         return result.rowcount
+
+    def succeed_tasks(self, *, results: Any) -> Iterator[int]:
+        result = self._conn.execute(sqlalchemy.text(SUCCEED_TASKS), {"p1": results})
+        for row in result:
+            yield row[0]
 
     def suspend_task(self, *, awaits: List[int], wake_after: int, deadline: Optional[int], id: int, attempt: int, completions: int) -> int:
         result = self._conn.execute(sqlalchemy.text(SUSPEND_TASK), {

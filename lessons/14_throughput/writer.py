@@ -1,0 +1,93 @@
+"""How the runs of a worker write: each statement on a connection that is lent, or in a group."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from queue import LifoQueue
+from typing import TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+
+from connection import connect, reconnect, repeat
+from db.queries import ClaimTasksRow, LoadLogRow, Querier
+from group import Group
+from inputs import as_text
+
+MAX_GROUP_CHARACTERS = 10_000  # of a row; what is longer is written alone
+
+T = TypeVar("T")
+
+
+class Lender:
+    """So many connections, for any number of threads. Each is made when it is first needed."""
+
+    def __init__(self, engine: sa.Engine, count: int) -> None:
+        self._engine = engine
+        # The last one in is the first one out, so that no more are made than are needed.
+        self._free: LifoQueue[sa.Connection | None] = LifoQueue()
+        for _ in range(count):
+            self._free.put(None)
+
+    @contextmanager
+    def lent(self) -> Iterator[sa.Connection]:
+        """A connection that nobody else has meanwhile; waits until one is free."""
+        connection = self._free.get()
+        try:
+            connection = connection or connect(self._engine, give_up=lambda: False)
+            yield connection
+        finally:
+            self._free.put(connection)
+
+    def close(self) -> None:
+        """Those that are not lent."""
+        while not self._free.empty():
+            if connection := self._free.get():
+                connection.close()
+
+
+class Writer:
+    """What all runs of a worker share. connections: for what is written alone."""
+
+    def __init__(self, engine: sa.Engine, connections: int) -> None:
+        self._alone = Lender(engine, connections)
+        # Of their own: groups must not wait for runs that wait for a locked row.
+        self._together = Lender(engine, 1)
+        self._steps = Group(self._record_steps)
+
+    def send(self, statement: Callable[[Querier], T]) -> T:
+        """Send it until the database carries it out. Raises what `repeat` raises."""
+        with self._alone.lent() as connection:
+            return repeat(connection, statement)
+
+    def record(self, task: ClaimTasksRow, entry: LoadLogRow) -> bool:
+        """Record a step in a group. False: it is not recorded; alone, it will be, or say why."""
+        row = {"task_id": task.id, "attempt": task.attempt, "position": entry.position}
+        text = as_text({**row, "name": entry.name, "input": entry.input, "output": entry.output})
+        return len(text) <= MAX_GROUP_CHARACTERS and self._steps.write(task.id, text)
+
+    def _record_steps(self, rows: str) -> set[int]:
+        with self._together.lent() as connection:
+            return together(connection, lambda queries: queries.record_steps(steps=rows))
+
+    def close(self) -> None:
+        self._alone.close()
+        self._together.close()
+
+
+def store_results(connection: sa.Connection, results: list[tuple[ClaimTasksRow, str]]) -> set[int]:
+    """Of these tasks and their outputs, those that are stored now."""
+    rows = ",".join(
+        f'{{"id": {task.id}, "attempt": {task.attempt}, "output": {output}}}'
+        for task, output in results
+        if len(output) <= MAX_GROUP_CHARACTERS
+    )
+    return together(connection, lambda queries: queries.succeed_tasks(results=f"[{rows}]"))
+
+
+def together(connection: sa.Connection, statement: Callable[[Querier], Iterable[int]]) -> set[int]:
+    """The tasks that it has written for. None after an error: one row is poison for all."""
+    try:
+        return set(statement(Querier(connection)))
+    except DBAPIError as error:
+        reconnect(connection, error, 0)
+        return set()
