@@ -1,0 +1,74 @@
+"""Errors of steps: as the log keeps them, and as the function sees them."""
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from inputs import BadInput, Json, describe, storable, type_name
+from tasks import NonRetryableError
+
+
+class FinalBadInput(BadInput, NonRetryableError):
+    """Refused by a context: what the function asks for is a mistake, and will be in every run."""
+
+
+@contextmanager
+def final() -> Iterator[None]:
+    """What is refused in here is refused for good."""
+    try:
+        yield
+    except BadInput as error:
+        raise FinalBadInput(str(error)) from None
+
+
+class StepInStep(NonRetryableError):
+    """A step's function has called `step`."""
+
+
+class StepError(Exception):
+    """A step has failed. The error is the same in the run that did the step and in every later one.
+
+    step: its name. type: of what it raised. traceback: where it raised it, for people.
+    """
+
+    def __init__(self, step: str, error: dict[str, Any]) -> None:
+        super().__init__(f"{step}: {error['error']}")
+        self.step = step
+        self.type: str = error["type"]
+        self.traceback: str = error["traceback"]
+
+
+class FinalStepError(StepError, NonRetryableError):
+    """A step has failed, and has said that trying again is of no use."""
+
+
+class SignalError(FinalStepError):
+    """Instead of a payload, somebody has sent a failure."""
+
+
+class WaitTimeout(FinalStepError):
+    """What was waited for has not come in time. It goes on all the same."""
+
+
+def error_entry(error: BaseException) -> dict[str, Any]:
+    """What the log keeps of an error."""
+    lines = "".join(traceback.format_tb(error.__traceback__)[-3:])
+    return {
+        "type": type_name(error),
+        "error": describe(error),
+        "traceback": storable(lines[-2000:], 2000),
+        "final": issubclass(type(error), NonRetryableError),
+    }
+
+
+ERROR_KEYS = "type, error and traceback are text, final is true or false"
+
+
+def is_error_entry(entry: Json) -> bool:
+    """Is it what error_entry returns?"""
+    match entry:
+        case {"type": str(), "error": str(), "traceback": str(), "final": bool()}:
+            return True
+        case _:
+            return False
