@@ -145,7 +145,7 @@ def verbs(
     add_status(main, lesson, querier)
     if hasattr(querier, "load_log"):
         add_log(main, lesson, "log", LOG, "Show the event log of a durable task.")
-    if hasattr(querier, "spawn_child"):
+    if hasattr(querier, "suspend_task"):
         add_log(main, lesson, "tree", TREE, "Show a task's log, and below each child the child's.")
     if limit is not None:
         add_limit(main, lesson, limit)

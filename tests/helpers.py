@@ -3,6 +3,7 @@
 What a lesson's classes are called with, beyond what its README says, is known to this file alone.
 """
 
+import json
 import shutil
 import subprocess
 import sys
@@ -264,8 +265,28 @@ def claim_as_worker(lesson, db, free_slots, queue="default"):
 def run_next(lesson, db, worker, slot, dispatcher):
     """Claim the next task and run it, by the worker's own code; its id."""
     (task,) = claim_as(lesson, db, worker, dispatcher, 1)
-    lesson.run.run_task(slot, task, worker.timing)
+    if not hasattr(lesson, "writer"):
+        lesson.run.run_task(slot, task, worker.timing)
+        return task.id
+    worker._writer = writer_on(lesson, slot)
+    worker._run(task)
+    worker._store_results(dispatcher)
+    while not worker._handed_over.empty():  # what the group has passed over
+        worker._handed_over.get()()
     return task.id
+
+
+def run_claimed(lesson, db, task):
+    """Run what was claimed, by the engine's own code; the row of the task after it."""
+    with db.autocommit.connect() as connection:
+        if not hasattr(lesson, "writer"):
+            lesson.run.run_task(connection, task, lesson.timing.Timing())
+        else:
+            writer = writer_on(lesson, connection)
+            outcome = lesson.run.run_task(writer, task, lesson.timing.Timing())
+            if outcome is not None:
+                lesson.run.store(writer, task, outcome)
+    return task_row(db, task.id)
 
 
 def run_once(lesson, db, id):
@@ -280,6 +301,9 @@ def run_once(lesson, db, id):
 def break_store(lesson):
     """Let what a worker does with an outcome be an error of the engine itself."""
     lesson.run.store = lambda *_: 1 / 0
+    if hasattr(lesson, "writer"):
+        lesson.worker.store_results = lambda *_: ()
+        lesson.worker.store = lambda *_: 1 / 0
 
 
 def id_of(worker):
@@ -333,15 +357,34 @@ def hurry(lesson, **timing):
     lesson.worker.Worker.__init__.__kwdefaults__["timing"] = lesson.timing.Timing(**timing)
 
 
+def writer_on(lesson, connection):
+    """From lesson 14 on, runs share connections: here, this one."""
+    if not hasattr(lesson, "writer"):
+        return connection
+    return lesson.writer.Writer(SimpleNamespace(connect=lambda: connection), 1)
+
+
+def make_fence(lesson, queue, task):
+    return lesson.fence.Fence(writer_on(lesson, queue._conn), task)
+
+
 def make_context(lesson, queue, task):
     """The context of a run, whose statements go through the connection of `queue`."""
-    return lesson.context.Context(lesson.fence.Fence(queue._conn, task))
+    return lesson.context.Context(make_fence(lesson, queue, task))
+
+
+def spawned(ctx):
+    """From lesson 14 on, children are written when the function asks for something else."""
+    if hasattr(ctx._log, "_write_children"):
+        ctx._log._write_children()
 
 
 @contextmanager
 def context(lesson, db, task):
     with queries(lesson, db) as queue:
-        yield make_context(lesson, queue, task)
+        ctx = make_context(lesson, queue, task)
+        yield ctx
+        spawned(ctx)
 
 
 @contextmanager
@@ -350,14 +393,16 @@ def claimed(lesson, db, id):
     execute(db, "update tasks set status = 'queued' where id = %s", id)
     task = claim_one(lesson, db, id)
     with queries(lesson, db) as queue:
-        yield lesson.fence.Fence(queue._conn, task), queue
+        yield make_fence(lesson, queue, task), queue
 
 
 @contextmanager
 def attempt(lesson, db, id):
     """The next attempt of this task, in the test's own hands: its context, and its queries."""
     with claimed(lesson, db, id) as (fence, queue):
-        yield lesson.context.Context(fence), queue
+        ctx = lesson.context.Context(fence)
+        yield ctx, queue
+        spawned(ctx)
 
 
 def ask(log):
@@ -379,18 +424,31 @@ def record(queue, id, attempt, position=1, output='"done"', error=None):
     )
 
 
+CHILD = {"name": "double", "input": "1", "queue": "default", "priority": 0, "max_attempts": 5}
+
+
 def spawn(queue, task, position=1):
-    return queue.spawn_child(
-        id=task.id,
-        attempt=task.attempt,
-        position=position,
-        queue="default",
-        name="double",
-        input="1",
-        priority=0,
-        max_attempts=5,
-        timeout=None,
-    )
+    """A child at this position of the task's log; its id, None if it may not be."""
+    run = {"id": task.id, "attempt": task.attempt}
+    if hasattr(queue, "spawn_child"):
+        return queue.spawn_child(**run, position=position, **CHILD, timeout=None)
+    children = json.dumps([{"position": position, **CHILD, "timeout": None}])
+    if not queue.spawn_children(**run, first=position, count=1, children=children):
+        return None
+    query = "select id from tasks where parent_id = %s and parent_position = %s"
+    return queue._conn.exec_driver_sql(query, (task.id, position)).scalar_one()
+
+
+def opened(lesson, log, n):
+    """The positions of n entries, each of them a child, that a run's log opens or finds."""
+    if hasattr(lesson.queries.Querier, "spawn_child"):
+        write, options = lesson.queries.Querier.spawn_child, {**CHILD, "timeout": None}
+        del options["name"], options["input"]
+        return [log.open("child", "double", "1", write, **options) for _ in range(n)]
+    options = {name: CHILD[name] for name in ("queue", "priority", "max_attempts")}
+    positions = [log.spawn("double", "1", options) for _ in range(n)]
+    log._write_children()
+    return positions
 
 
 def suspend(queue, id):
@@ -406,18 +464,44 @@ class Killed(BaseException):
 
 def dies(queue, when, position=1):
     """Let the process die around the record of this position, once."""
+
+    def record(real, values, positions):
+        if position in positions:
+            if when == "after the record":
+                real(**values)
+            raise Killed
+        return real(**values)
+
+    recording(queue, record)
+
+
+def recording(queue, record):
+    """Whenever a run records steps, call record(real, values, positions) instead, until it raises.
+
+    From lesson 14 on, a step goes in a group first, and alone if the group passes over it.
+    """
     querier = type(queue)
-    real = querier.record_step
+    names = [name for name in ("record_step", "record_steps") if hasattr(querier, name)]
+    reals = {name: getattr(querier, name) for name in names}
 
-    def record_step(self, **values):
-        if values["position"] != position:
-            return real(self, **values)
-        querier.record_step = real
-        if when == "after the record":
-            real(self, **values)
-        raise Killed
+    def replaced(name):
+        def method(self, **values):
+            def real(**values):
+                found = reals[name](self, **values)
+                return found if name == "record_step" else list(found)
 
-    querier.record_step = record_step
+            several = json.loads(values["steps"]) if name == "record_steps" else [values]
+            try:
+                return record(real, values, [step["position"] for step in several])
+            except BaseException:
+                for name_, method in reals.items():
+                    setattr(querier, name_, method)
+                raise
+
+        return method
+
+    for name in names:
+        setattr(querier, name, replaced(name))
 
 
 # Tasks

@@ -24,6 +24,7 @@ from tests.helpers import (
     program,
     queries,
     record,
+    recording,
     run_once,
     submitted,
 )
@@ -220,15 +221,15 @@ def test_a_reply_that_is_lost_after_the_commit(lesson, db):
     id, calls = new_task(lesson, db), []
     task = claim_one(lesson, db, id)
     with queries(lesson, db) as queue:
-        real, tries = type(queue).record_step, []
+        tries = []
 
-        def record_step(self, **values):
-            tries.append(real(self, **values))
+        def record(real, values, _positions):
+            tries.append(real(**values))
             if len(tries) == 1:
                 raise sa.exc.OperationalError("insert", None, psycopg.OperationalError("gone"))
             return tries[-1]
 
-        type(queue).record_step = record_step
+        recording(queue, record)
         ctx = make_context(lesson, queue, task)
         assert ctx.step(lambda key: calls.append(key)) is None
         assert tries == [1, 1]

@@ -14,6 +14,7 @@ from tests.helpers import (
     finish,
     log_of,
     new_task,
+    opened,
     queries,
     spawn,
     submitted,
@@ -174,13 +175,6 @@ def test_what_waits_for_the_clock_is_not_woken_by_an_entry(lesson, db):
 
 
 # The log of a run
-
-
-def opened(lesson, log, n):
-    """The positions of n entries, each of them a child."""
-    write = lesson.queries.Querier.spawn_child
-    options = {"queue": "nobodys", "priority": 0, "max_attempts": 5, "timeout": None}
-    return [log.open("child", "nothing", "0", write, **options) for _ in range(n)]
 
 
 def test_the_log_opens_an_entry_once(lesson, db):

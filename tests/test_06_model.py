@@ -192,12 +192,15 @@ class Durable(RuleBasedStateMachine):
     # By a run that is the task's, and how many rows they may write then.
     WRITES: ClassVar = {
         "record_step": (1,),
+        "record_steps": (1,),
         "spawn_child": (1,),
+        "spawn_children": (1,),
         "open_timer": (1,),
         "open_wait": (1,),
         "settle_errors": (1, 2, 3),
         "suspend_task": (0, 1),
         "succeed_task": (1,),
+        "succeed_tasks": (1,),
         "fail_task": (1,),
         "retry_task": (1,),
     }

@@ -105,6 +105,8 @@ where id = @id and attempt = @attempt and status = 'running';
 -- not stored, for whatever reason; SucceedTask stores it, alone.
 -- So this waits for nobody: one row that somebody holds would keep all other results from being stored. A
 -- child's end changes its parent's row, which is locked here too. Of both, `skip locked`.
+-- The attempt is compared with each row that is given: a worker may still run an old attempt of a task beside
+-- the new one, and both may end at once.
 with given as materialized (
     select
         cast(result ->> 'id' as bigint) as id, cast(result ->> 'attempt' as int) as attempt,
@@ -126,9 +128,9 @@ with given as materialized (
 update tasks
 set status = 'succeeded', output = given.output, error = null
 from given
-where tasks.id = given.id
-and (tasks.id in (select id from alone) or tasks.id in (select id from child))
-returning tasks.id;
+where tasks.id = given.id and tasks.attempt = given.attempt and tasks.status = 'running'
+and tasks.id = any (array(select id from alone union all select id from child))
+returning tasks.id, tasks.attempt;
 
 -- name: FailTask :execrows
 update tasks
@@ -524,7 +526,7 @@ with given as materialized (
         step -> 'input' as input, step -> 'output' as output
     from json_array_elements(cast(@steps as json)) as step
 ), run as materialized (
-    select tasks.id, given.position from tasks
+    select tasks.id, tasks.attempt from tasks
     join given on given.task_id = tasks.id and given.attempt = tasks.attempt
     where tasks.status = 'running'
     for share of tasks skip locked
@@ -532,11 +534,11 @@ with given as materialized (
 insert into event_log (task_id, position, kind, name, input, output, attempt)
 select given.task_id, given.position, 'step', given.name, given.input, given.output, given.attempt
 from given
-join run on run.id = given.task_id
+join run on run.id = given.task_id and run.attempt = given.attempt
 where (select coalesce(max(last.position), 0) from event_log as last where last.task_id = run.id)
     = given.position - 1
 on conflict (task_id, position) do nothing
-returning task_id;
+returning task_id, attempt;
 
 -- name: SettleErrors :execrows
 -- The function goes on from these errors. Fenced like a step.
@@ -598,9 +600,8 @@ with run as (
         recorded_at = excluded.recorded_at
     where event_log.error is not null
 )
-select cast(
-    exists (select from again) or (select count(*) from child) = cast(@count as int) as boolean
-) as spawned;
+select true as spawned
+where exists (select from again) or (select count(*) from child) = cast(@count as int);
 
 -- name: OpenTimer :execrows
 -- When it will ring is decided here, once, by the database's clock. Fenced like a step.

@@ -210,7 +210,7 @@ class Worker:
         results = [self._results.popleft() for _ in range(len(self._results))]
         stored = store_results(connection, results) if results else ()
         for task, output in results:
-            if task.id in stored:
+            if (task.id, task.attempt) in stored:
                 log.info("task %d succeeded", task.id)
                 self._running.discard((task.id, task.attempt))
             else:

@@ -1,8 +1,8 @@
 """How the runs of a worker write: each statement on a connection that is lent, or in a group."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from queue import LifoQueue
+from contextlib import contextmanager, suppress
+from queue import Empty, LifoQueue
 from typing import TypeVar
 
 import sqlalchemy as sa
@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 
 from connection import connect, reconnect, repeat
 from db.queries import ClaimTasksRow, LoadLogRow, Querier
-from group import Group
+from group import Group, Run
 from inputs import as_text
 
 MAX_GROUP_CHARACTERS = 10_000  # of a row; what is longer is written alone
@@ -39,10 +39,15 @@ class Lender:
             self._free.put(connection)
 
     def close(self) -> None:
-        """Those that are not lent."""
-        while not self._free.empty():
-            if connection := self._free.get():
+        """Those that are not lent. A run that is abandoned may still borrow one, which is made."""
+        free: list[sa.Connection | None] = []
+        with suppress(Empty):
+            while True:
+                free.append(self._free.get_nowait())
+        for connection in free:
+            if connection:
                 connection.close()
+            self._free.put(None)
 
 
 class Writer:
@@ -63,31 +68,38 @@ class Writer:
         """Record a step in a group. False: it is not recorded; alone, it will be, or say why."""
         row = {"task_id": task.id, "attempt": task.attempt, "position": entry.position}
         text = as_text({**row, "name": entry.name, "input": entry.input, "output": entry.output})
-        return len(text) <= MAX_GROUP_CHARACTERS and self._steps.write(task.id, text)
+        return len(text) <= MAX_GROUP_CHARACTERS and self._steps.write(
+            (task.id, task.attempt), text
+        )
 
-    def _record_steps(self, rows: str) -> set[int]:
+    def _record_steps(self, rows: str) -> set[Run]:
         with self._together.lent() as connection:
-            return together(connection, lambda queries: queries.record_steps(steps=rows))
+            recorded = together(connection, lambda queries: queries.record_steps(steps=rows))
+            return {(row.task_id, row.attempt) for row in recorded}
 
     def close(self) -> None:
         self._alone.close()
         self._together.close()
 
 
-def store_results(connection: sa.Connection, results: list[tuple[ClaimTasksRow, str]]) -> set[int]:
+def store_results(connection: sa.Connection, results: list[tuple[ClaimTasksRow, str]]) -> set[Run]:
     """Of these tasks and their outputs, those that are stored now."""
     rows = ",".join(
         f'{{"id": {task.id}, "attempt": {task.attempt}, "output": {output}}}'
         for task, output in results
         if len(output) <= MAX_GROUP_CHARACTERS
     )
-    return together(connection, lambda queries: queries.succeed_tasks(results=f"[{rows}]"))
+    stored = together(connection, lambda queries: queries.succeed_tasks(results=f"[{rows}]"))
+    return {(row.id, row.attempt) for row in stored}
 
 
-def together(connection: sa.Connection, statement: Callable[[Querier], Iterable[int]]) -> set[int]:
-    """The tasks that it has written for. None after an error: one row is poison for all."""
+def together(connection: sa.Connection, statement: Callable[[Querier], Iterable[T]]) -> list[T]:
+    """What it returns: the runs that it has written for. Nothing after an error.
+
+    One row may be poison for all others, so the error says nothing about any of them.
+    """
     try:
-        return set(statement(Querier(connection)))
+        return list(statement(Querier(connection)))
     except DBAPIError as error:
         reconnect(connection, error, 0)
-        return set()
+        return []

@@ -746,7 +746,7 @@ with given as materialized (
         step -> 'input' as input, step -> 'output' as output
     from json_array_elements(cast(:p1 as json)) as step
 ), run as materialized (
-    select tasks.id, given.position from tasks
+    select tasks.id, tasks.attempt from tasks
     join given on given.task_id = tasks.id and given.attempt = tasks.attempt
     where tasks.status = 'running'
     for share of tasks skip locked
@@ -754,12 +754,18 @@ with given as materialized (
 insert into event_log (task_id, position, kind, name, input, output, attempt)
 select given.task_id, given.position, 'step', given.name, given.input, given.output, given.attempt
 from given
-join run on run.id = given.task_id
+join run on run.id = given.task_id and run.attempt = given.attempt
 where (select coalesce(max(last.position), 0) from event_log as last where last.task_id = run.id)
     = given.position - 1
 on conflict (task_id, position) do nothing
-returning task_id
+returning task_id, attempt
 """
+
+
+@dataclasses.dataclass()
+class RecordStepsRow:
+    task_id: int
+    attempt: int
 
 
 REGISTER_WORKER = """-- name: register_worker \\:one
@@ -882,9 +888,8 @@ with run as (
         recorded_at = excluded.recorded_at
     where event_log.error is not null
 )
-select cast(
-    exists (select from again) or (select count(*) from child) = cast(:p1 as int) as boolean
-) as spawned
+select true as spawned
+where exists (select from again) or (select count(*) from child) = cast(:p1 as int)
 """
 
 
@@ -936,10 +941,16 @@ with given as materialized (
 update tasks
 set status = 'succeeded', output = given.output, error = null
 from given
-where tasks.id = given.id
-and (tasks.id in (select id from alone) or tasks.id in (select id from child))
-returning tasks.id
+where tasks.id = given.id and tasks.attempt = given.attempt and tasks.status = 'running'
+and tasks.id = any (array(select id from alone union all select id from child))
+returning tasks.id, tasks.attempt
 """
+
+
+@dataclasses.dataclass()
+class SucceedTasksRow:
+    id: int
+    attempt: int
 
 
 SUSPEND_TASK = """-- name: suspend_task \\:execrows
@@ -1473,10 +1484,13 @@ class Querier:
         })
         return result.rowcount
 
-    def record_steps(self, *, steps: Any) -> Iterator[int]:
+    def record_steps(self, *, steps: Any) -> Iterator[RecordStepsRow]:
         result = self._conn.execute(sqlalchemy.text(RECORD_STEPS), {"p1": steps})
         for row in result:
-            yield row[0]
+            yield RecordStepsRow(
+                task_id=row[0],
+                attempt=row[1],
+            )
 
     def register_worker(self, *, name: str, lease: datetime.timedelta) -> Optional[int]:
         row = self._conn.execute(sqlalchemy.text(REGISTER_WORKER), {"p1": name, "p2": lease}).first()
@@ -1561,10 +1575,13 @@ class Querier:
         result = self._conn.execute(sqlalchemy.text(SUCCEED_TASK), {"p1": output, "p2": id, "p3": attempt})
         return result.rowcount
 
-    def succeed_tasks(self, *, results: Any) -> Iterator[int]:
+    def succeed_tasks(self, *, results: Any) -> Iterator[SucceedTasksRow]:
         result = self._conn.execute(sqlalchemy.text(SUCCEED_TASKS), {"p1": results})
         for row in result:
-            yield row[0]
+            yield SucceedTasksRow(
+                id=row[0],
+                attempt=row[1],
+            )
 
     def suspend_task(self, *, awaits: List[int], wake_after: int, deadline: Optional[int], id: int, attempt: int, completions: int) -> int:
         result = self._conn.execute(sqlalchemy.text(SUSPEND_TASK), {
