@@ -74,6 +74,18 @@ def receive_one(ctx: Context, _: int) -> Json:
     return ctx.receive("a")
 
 
+@durable
+def pack(ctx: Context, parcel: dict[str, Any]) -> int:
+    """So many steps, one after the other."""
+    return sum(ctx.step(put_in, parcel["id"], n) for n in range(parcel["items"]))
+
+
+@durable
+def send_to_all(ctx: Context, customers: int) -> int:
+    """A child for each customer; they run side by side, on whichever worker has a free slot."""
+    return len(ctx.gather(*(ctx.spawn(send_receipt, n) for n in range(customers))))
+
+
 @task
 def reserve(order: Order) -> str:
     """A child task: it is retried by itself, and runs on whichever worker has a free slot."""
@@ -179,6 +191,11 @@ def pay(key: str, order: Order) -> str:
 
 def look_for_approval(_key: str, order: Order) -> bool:
     return f"order {order['id']}: approved" in outside.effects()
+
+
+def put_in(_key: str, parcel: int, item: int) -> int:
+    outside.record(f"parcel {parcel}: item {item}")
+    return 1
 
 
 def effect(key: str, what: str, order: Order) -> str:

@@ -1,152 +1,279 @@
-"""Lesson 11: signals and events: a task waits for a person. --help lists the verbs."""
+"""Lesson 14: throughput: what is committed together costs one commit. --help lists the verbs."""
 
-import statistics
+import logging
+import os
+import re
 import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psycopg
+from sqlalchemy.event import listen, remove
 
 import app
 from claim import limit_queue
 from control import cancel, fork, replay, retry
-from db.queries import Querier
+from db.queries import ClaimTasksRow, Querier
 from events import emit
-from inputs import BadInput
 from listen import wait_for_result
+from run import run_task
 from schedules import delete, pause, resume, set_schedule
 from shared.database import Database
-from shared.processes import SHORT_LEASE, wait_until, worker_processes, working
-from shared.story import check, count, feared, get, log_of, say, scene, status
+from shared.processes import SHORT_LEASE, WorkerProcess, wait_until, worker_processes, working
+from shared.story import check, count, feared, get, log_of, say, say_logs, scene, status
 from shared.verbs import verbs
 from signals import send
 from tasks import enqueue
-from worker import Worker
+from worker import Worker, log
 
 HERE = Path(__file__).resolve().parent
+TOO_EARLY = "WORKER_TOO_EARLY"  # a variable of the environment
 
 
 def story(db: Database) -> None:
-    looked_for(db)
-    approved(db)
-    too_late(db)
-    happened(db)
-    sent_and_done(db)
+    alone = one_by_one(db)
+    at_once(db)
+    too_early(db)
+    together(db, alone)
+    many_slots(db)
+    fan_out(db)
+    killed(db)
+    disturbed(db)
 
 
-def looked_for(db: Database) -> None:
-    scene("A refund above 1,000 wants a person: a step looks for the answer, as in lesson 10")
-    app.outside.forget()
-    with working(Worker(db, "a", slots=1)):
-        first = enqueue_one(db, "refund_by_looking", {"id": 1, "amount": 1500})
-        wait_until(lambda: status(db, first) == "running", "it looks")
-        second = enqueue_one(db, "refund_by_looking", {"id": 2, "amount": 2500})
-        app.outside.record("order 2: approved")
-        time.sleep(2)
-        feared(status(db, second) == "queued", "order 2 is approved, and its refund still queued")
-        looks = len(log_of(db, first))
-        feared(looks > 5, f"order 1 has the slot, and a log of {looks} entries, one for each look")
-        app.outside.record("order 1: approved")
-        wait_until(lambda: count(db, "succeeded") == 2, "both are paid")
+class OneByOne(Worker):
+    """As in lesson 13: each slot has a connection, and sends what its task has to write."""
+
+    def __init__(self, db: Database, slots: int) -> None:
+        super().__init__(db, "one by one", slots=slots, connections=slots)
+        self._writer.record = lambda *_: False  # in no group
+
+    def _run(self, task: ClaimTasksRow) -> None:
+        self._store(task, run_task(self._writer, task, self.timing))
 
 
-def approved(db: Database) -> None:
-    scene("The refund waits for a signal; after two seconds, the person is reminded")
-    app.outside.forget()
-    big = {"id": 3, "amount": 1500, "reminder": 2, "patience": 60} | KILLED
-    with worker_processes(HERE, "a", options=("--slots", "1", *SHORT_LEASE)) as (worker,):
-        id = enqueue_one(db, "refund", big)
-        wait_until(lambda: status(db, id) == "waiting", "it waits")
-        small = enqueue_one(db, "refund", {"id": 4, "amount": 20})
-        wait_until(lambda: status(db, small) == "succeeded", "a small one needs nobody")
-        check(status(db, id) == "waiting", "it holds no slot: a small refund is paid meanwhile")
-        wait_until(lambda: worker.exit_status is not None, "the worker is killed")
-        say("the timer has come first; the worker is killed -9, before the reminder is sent")
-    say("no worker is alive; somebody types the approval into psql, twice:")
-    say(f"  {APPROVAL % id}")
-    for _ in range(2):
-        say(f"  {by_hand(db, APPROVAL % id)}")
-    with worker_processes(HERE, "b", options=SHORT_LEASE):
-        wait_until(lambda: status(db, id) == "succeeded", "it is paid")
-    say(f"{get(db, id).output}")
-    check(effects("order 3: reminder sent") == 1, "the timer is still first: the reminder was sent")
-    check(effects("order 3: paid back") == 1, "one key, one message: it was paid once")
+class TooEarly(Worker):
+    """Says that a task has succeeded, has its slot run the next one, and stores 500 at once."""
+
+    def _run(self, task: ClaimTasksRow) -> None:
+        super()._run(task)
+        log.info("task %d succeeded", task.id)
+        self._running.discard((task.id, task.attempt))
+
+    def _store_results(self, connection: Any) -> None:
+        if len(self._results) >= 500:
+            super()._store_results(connection)
 
 
-KILLED = {"die_at": "before: reminder sent"}
-APPROVAL = """\
-insert into messages (task_id, name, payload, key) values (%s, 'approval', '"Ann"', 'ann-1')"""
+class Cost:
+    """What is sent while something is done, and how long it takes."""
+
+    def __init__(self) -> None:
+        self.statements = 0
+        self.connections = 0
+        self.seconds = 0.0  # of the clock
+        self.waited = 0.0  # for answers, all threads together
+        self.computed = 0.0  # by this process
+
+    def of(self, tasks: int) -> str:
+        return f"{self.statements / tasks:.2f} statements and commits a task, {self.seconds:.2f} s"
 
 
-def by_hand(db: Database, statement: str) -> str:
-    """What psql says to the statement, in its first line."""
-    with db.connect(autocommit=True) as connection:
-        try:
-            return str(connection.execute(statement.encode()).statusmessage)
-        except psycopg.Error as error:
-            return f"ERROR: {error.diag.message_primary}"
+def one_by_one(db: Database) -> dict[str, Cost]:
+    scene("One drain, as in lesson 13: ten slots, and each writes for itself")
+    costs = {name: drained(db, name, OneByOne(db, 10)) for name in DRAINS}
+    for name, cost in costs.items():
+        say(f"{DRAINS[name][0]}: {cost.of(len(DRAINS[name][1]))}")
+    cost = costs["pack"]
+    say(f"of the {10 * cost.seconds:.1f} s that ten slots have in this, they wait for")
+    say(f"answers {cost.waited:.1f} s; Python computes {cost.computed:.1f} s")
+    feared(cost.statements > 10 * 50, "each step waits for a commit of its own")
+    return costs
 
 
-def too_late(db: Database) -> None:
-    scene("Nobody decides, and the clock is first")
-    with working(Worker(db, "a")):
-        id = enqueue_one(db, "refund", {"id": 5, "amount": 9000, "reminder": 0.2, "patience": 0.4})
-        wait_until(lambda: status(db, id) == "succeeded", "it has an end")
-    say(f"{get(db, id).output}")
-    try:
+DRAINS: dict[str, tuple[str, list[Any]]] = {
+    "nothing": ("500 tasks that do nothing", [None] * 500),
+    "pack": ("50 durable tasks of ten steps", [{"id": n, "items": 10} for n in range(50)]),
+}
+
+
+def at_once(db: Database) -> None:
+    scene("100 tasks that each wait 50 ms for somebody else")
+    for slots in (10, 50):
+        fill(db, "sleep", [0.05] * 100)
+        cost = drain(db, OneByOne(db, slots))
+        say(f"{slots} slots: {cost.seconds:.2f} s, {cost.connections} connections")
+    with db.connect() as connection:
+        (limit,) = connection.execute("show max_connections").fetchone() or ("?",)
+    feared(cost.connections > 50, f"each slot holds a connection, and this server has {limit}")
+
+
+def too_early(db: Database) -> None:
+    scene("A batch that acknowledges too early: four slots, and 500 results are stored at once")
+    fill(db, "send_receipt", range(500))
+    os.environ[TOO_EARLY] = "1"
+    with worker_processes(HERE, "a", options=("--slots", "4", *SHORT_LEASE)) as (worker,):
+        del os.environ[TOO_EARLY]
+        wait_until(lambda: said_of(worker) > 200, "it has said so of 200")
+        worker.kill()
+        said = said_of(worker)
+    stored = count(db, "succeeded")
+    say(f"it has said of {said} tasks that they have succeeded; then it is killed -9")
+    feared(stored < said, f"the database knows of {stored}")
+    twice = finish(db)
+    feared(twice > 4, f"{twice} receipts were sent twice")
+
+
+def together(db: Database, alone: dict[str, Cost]) -> None:
+    scene("The same drain in groups, with 100 slots")
+    for name, (what, inputs) in DRAINS.items():
+        cost = drained(db, name, Worker(db, "a", slots=100))
+        ratio = alone[name].seconds / cost.seconds
+        say(f"{what}: {cost.of(len(inputs))}, {ratio:.1f} times as fast")
+        fewer = alone[name].statements / cost.statements
+        check(fewer > 4, f"one statement where there were {fewer:.0f}")
+
+
+def many_slots(db: Database) -> None:
+    scene("1,000 tasks that each wait 50 ms for somebody else")
+    fill(db, "sleep", [0.05] * 1000)
+    cost = drain(db, Worker(db, "a", slots=250))
+    say(f"250 slots: {cost.seconds:.2f} s, {cost.connections} connections")
+    check(cost.connections <= 10, "a slot is a thread, and no connection")
+
+
+def fan_out(db: Database) -> None:
+    children = 200
+    scene(f"One task with {children} children")
+    costs: list[Cost] = []
+    for worker in (OneByOne(db, 10), Worker(db, "a", slots=100)):
+        fill(db, "send_to_all", [children])
+        costs.append(drain(db, worker))
+        each = 1000 * costs[-1].seconds / children
+        say(f"{costs[-1].of(children)}: {each:.1f} ms a child")
+
+
+def killed(db: Database) -> None:
+    scene("kill -9 in the middle of it, with 20 slots")
+    fill(db, "send_receipt", range(300))
+    fill(db, "pack", [{"id": n, "items": 10} for n in range(50)], more=True)
+    with worker_processes(HERE, "a", options=("--slots", "20", *SHORT_LEASE)) as (worker,):
+        wait_until(lambda: count(db, "succeeded") > 100, "it is in the middle")
+        worker.kill()
+        said, stored = said_of(worker), count(db, "succeeded")
+    say(f"it has said of {said} tasks that they have succeeded; {stored} are stored")
+    check(said <= stored, "what it has said is true")
+    twice = finish(db)
+    say(f"of 800 receipts and steps {twice} were done twice")
+    check(twice <= 20, "at most one in each slot")
+    check(count(db, "succeeded") == 350 and len(done()) == 800, "and no task was lost")
+
+
+def disturbed(db: Database) -> None:
+    scene("Ten tasks share their commits; one is cancelled, and psql holds the row of another")
+    say_logs()
+    log.setLevel(logging.WARNING)
+    fill(db, "pack", [{"id": n, "items": 150} for n in range(1, 11)])
+    with working(Worker(db, "a")), db.engine.begin() as psql:
+        wait_until(lambda: len(log_of(db, 10)) > 10, "they have begun")
         with db.engine.begin() as connection:
-            send(connection, id, "approval", "Ann")
-        refusal = ""
-    except BadInput as error:
-        refusal = str(error)
-    say(f"then Ann approves: {refusal}")
-    check("has ended" in refusal, "whoever sends too late is told so")
-    check(effects("order 5: paid back") == 0, "nothing was paid")
+            cancel(connection, 3)
+        psql.exec_driver_sql("select from tasks where id = 7 for update")
+        wait_until(lambda: count(db, "succeeded") == 8, "the others have ended")
+        check(status(db, 7) == "running", "eight have succeeded, and the row is still held")
+        put_in = sum(line.startswith("parcel 3:") for line in app.outside.effects())
+        recorded = len(log_of(db, 3))
+        say(f"of the cancelled one, {put_in} of 150 steps were done, and {recorded} are recorded")
+        check(put_in - recorded <= 1, "its slot was told, and has stopped")
+        psql.rollback()
+        wait_until(lambda: status(db, 7) == "succeeded", "it goes on")
+    check(get(db, 7).output == 150, "the one whose row was held has succeeded, too")
 
 
-def happened(db: Database) -> None:
-    scene("Three parcels wait for one event, and later a fourth one")
-    with working(Worker(db, "a")), db.autocommit.connect() as connection:
-        ids = [enqueue_one(db, "send_when_open", n) for n in (1, 2, 3)]
-        wait_until(lambda: all(status(db, id) == "waiting" for id in ids), "they wait")
-        firsts = [emit(connection, "the harbour is open", ship) for ship in ("Ada", "Bea")]
-        wait_until(lambda: all(status(db, id) == "succeeded" for id in ids), "they are sent")
-        ids.append(enqueue_one(db, "send_when_open", 4))
-        wait_until(lambda: status(db, ids[-1]) == "succeeded", "the last one is sent, too")
-    say(f"emitted twice: {firsts}")
-    say("; ".join(get(db, id).output for id in ids))
-    check({get(db, id).output.split(" by ")[1] for id in ids} == {"Ada"}, "the first payload stays")
+def drained(db: Database, name: str, worker: Worker) -> Cost:
+    fill(db, name, DRAINS[name][1])
+    return drain(db, worker)
 
 
-def sent_and_done(db: Database) -> None:
-    scene("How long from the message to the end of the task?")
-    waits: list[float] = []
-    with working(Worker(db, "a")), db.autocommit.connect() as connection:
-        for n in range(15):
-            id = enqueue_one(db, "receive_one", n)
-            wait_until(lambda id=id: status(db, id) == "waiting", "it waits")
-            time.sleep(0.15)  # the worker rests
-            start = time.monotonic()
-            send(connection, id, "a", n)
-            while status(db, id) != "succeeded":
-                time.sleep(0.001)
-            waits.append(1000 * (time.monotonic() - start))
-    say(f"{statistics.median(waits):.0f} ms, the median of {len(waits)}")
-
-
-def effects(what: str) -> int:
-    return sum(line.startswith(what) for line in app.outside.effects())
-
-
-def enqueue_one(db: Database, name: str, input: Any) -> int:
+def fill(db: Database, name: str, inputs: Any, more: bool = False) -> None:
+    """Fresh tables with these tasks; more: no fresh ones."""
     with db.engine.begin() as connection:
-        return enqueue(connection, name, input)
+        if not more:
+            app.outside.forget()
+            connection.exec_driver_sql("truncate tasks, workers, event_log, messages")
+            connection.exec_driver_sql("alter sequence tasks_id_seq restart")
+        for input in inputs:
+            enqueue(connection, name, input)
+
+
+def drain(db: Database, worker: Worker) -> Cost:
+    """What it costs until all tasks have ended."""
+    with db.connect(autocommit=True) as look:
+
+        def ended() -> bool:
+            left = look.execute(
+                "select from tasks where status in ('queued', 'running', 'waiting') limit 1"
+            )
+            return left.rowcount == 0
+
+        start, computed = time.monotonic(), time.process_time()
+        with counting(db) as cost, working(worker):
+            wait_until(ended, "all tasks have ended")
+            cost.seconds = time.monotonic() - start
+            cost.computed = time.process_time() - computed
+            sessions = look.execute(
+                "select from pg_stat_activity"
+                " where application_name = current_setting('application_name')"
+            )
+            cost.connections = sessions.rowcount - 2  # without this one, and that of the story
+    return cost
+
+
+@contextmanager
+def counting(db: Database) -> Iterator[Cost]:
+    cost = Cost()
+    asked: dict[Any, float] = {}
+
+    def before(_connection: Any, cursor: Any, *_: Any) -> None:
+        asked[cursor] = time.monotonic()
+
+    def after(_connection: Any, cursor: Any, *_: Any) -> None:
+        cost.statements += 1
+        cost.waited += time.monotonic() - asked.pop(cursor)
+
+    for engine in (db.engine, db.autocommit):
+        engine.dispose()
+        listen(engine, "before_cursor_execute", before)
+        listen(engine, "after_cursor_execute", after)
+    yield cost
+    for engine in (db.engine, db.autocommit):
+        remove(engine, "before_cursor_execute", before)
+        remove(engine, "after_cursor_execute", after)
+
+
+def said_of(worker: WorkerProcess) -> int:
+    """Of how many tasks it has said that they have succeeded."""
+    return len(set(re.findall(r"task (\d+) succeeded", worker.output())))
+
+
+def finish(db: Database) -> int:
+    """Let another worker do what is left; how many receipts and steps were done twice."""
+    with worker_processes(HERE, "b", options=SHORT_LEASE):
+        wait_until(lambda: not count(db, "queued", "running", "waiting"), "all have ended")
+    return sum(times > 1 for times in done().values())
+
+
+def done() -> Counter[str]:
+    """How often each receipt was sent, and each step done."""
+    return Counter(line.partition(" by process")[0] for line in app.outside.effects())
 
 
 main = verbs(
     HERE,
     story,
-    Worker,
+    TooEarly if os.environ.get(TOO_EARLY) else Worker,
     enqueue,
     Querier,
     limit=limit_queue,
