@@ -152,10 +152,11 @@ create table event_log (
     recorded_at timestamptz not null default clock_timestamp(),
     primary key (task_id, position),
     constraint output_or_error check (
-        kind not in ('step', 'once', 'transaction') or (output is null) <> (error is null)
+        kind in ('child', 'timer', 'signal', 'event') or (output is null) <> (error is null)
     ),
     constraint completed_with_an_answer check (
-        kind in ('step', 'once', 'transaction') or (completion is null) = (output is null and error is null)
+        kind not in ('child', 'timer', 'signal', 'event')
+        or (completion is null) = (output is null and error is null)
     ),
     constraint child_has_a_task check ((kind = 'child') = (child_id is not null)),
     constraint timer_has_a_time check (kind <> 'timer' or due_at is not null),

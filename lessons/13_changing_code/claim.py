@@ -69,7 +69,7 @@ def claim_within_limit(
 
 def durable_names() -> list[str]:
     """Of the tasks that are bound to the version that begins them."""
-    return [name for name, registered in registry.items() if registered.durable]
+    return [name for name, registered in registry.items() if registered.kind == "durable"]
 
 
 def limit_queue(connection: sa.Connection, queue: str, max_running: int) -> None:

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from db.queries import LoadCompletionsRow, LoadLogRow, Querier
@@ -102,15 +103,24 @@ class EventLog:
             raise StepInStep("a step cannot do steps: they would not be done when it is replayed")
 
     def record(self, entry: Entry) -> None:
-        self._fence.write(
-            Querier.record_step,
-            position=entry.position,
-            kind=entry.kind,
-            name=entry.name,
-            input=as_text(entry.input),
-            output=None if entry.error else as_text(entry.output),
-            error=to_json(entry.error) if entry.error else None,
-        )
+        self._fence.write(Querier.record_step, **columns(entry))
+        self._entries.append(entry)
+
+    def record_first(self, entry: Entry) -> Entry:
+        """Record it, unless this attempt has recorded something here; what is recorded now."""
+        if self._fence.try_to_write(Querier.record_first, **columns(entry)):
+            return entry
+        return self.look_up(entry)
+
+    def look_up(self, entry: Entry) -> Entry:
+        """What this attempt has recorded in this place, as it did not get the answer."""
+        found = self._fence.try_to_write(Querier.find_entry, position=entry.position)
+        if found is None:
+            self._fence.lost()
+        return replace(entry, output=found.output, error=found.error)
+
+    def append(self, entry: Entry) -> None:
+        """It is recorded already."""
         self._entries.append(entry)
 
     def open(
@@ -199,6 +209,18 @@ def completed_before(entry: Entry, end: int | None) -> bool:
 
 def pending_entry(position: int, kind: str, name: str, input: str) -> Entry:
     return Entry(position, kind, name, json.loads(input), None, None, False, None)
+
+
+def columns(entry: Entry) -> dict[str, Any]:
+    """What a run records of an entry."""
+    return {
+        "position": entry.position,
+        "kind": entry.kind,
+        "name": entry.name,
+        "input": as_text(entry.input),
+        "output": None if entry.error else as_text(entry.output),
+        "error": to_json(entry.error) if entry.error else None,
+    }
 
 
 def as_text(value: Json) -> str:

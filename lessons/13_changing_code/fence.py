@@ -6,7 +6,7 @@ from typing import Any, NoReturn, TypeVar
 
 import sqlalchemy as sa
 
-from connection import hopeless, reason, repeat
+from connection import connect, hopeless, reason, repeat
 from db.queries import ClaimTasksRow, Querier
 from inputs import describe
 
@@ -43,9 +43,10 @@ class Fence:
     never forgets a claim: a backup that is restored gives the same attempt out again.
     """
 
-    def __init__(self, connection: sa.Connection, task: ClaimTasksRow) -> None:
+    def __init__(self, connection: sa.Connection, task: ClaimTasksRow, engine: sa.Engine) -> None:
         self.task = task
         self._connection = connection
+        self._engine = engine
         self._interrupted: Interrupted | None = None
 
     def send(self, statement: Callable[[Querier], T]) -> T:
@@ -53,9 +54,23 @@ class Fence:
         try:
             return repeat(self._connection, statement)
         except Exception as error:
-            if hopeless(error):
-                self.interrupt(Hopeless(f"Postgres cannot store this, or read it: {reason(error)}"))
-            self.interrupt(Refused(f"task {self.task.id}: {reason(error)}"))
+            self.refuse(error)
+
+    def refuse(self, error: Exception) -> NoReturn:
+        """The database has the last word."""
+        if hopeless(error):
+            self.interrupt(Hopeless(f"Postgres cannot store this, or read it: {reason(error)}"))
+        self.interrupt(Refused(f"task {self.task.id}: {reason(error)}"))
+
+    @contextmanager
+    def begin(self) -> Iterator[sa.Connection]:
+        """A transaction for the function's own work. It commits at the end of the `with`.
+
+        Its connection is one more, from the worker's pool: at worst each slot has two.
+        """
+        with connect(self._engine, lambda: False) as connection, connection.begin():
+            Querier(connection).bound_idle_time()
+            yield connection
 
     def write(self, statement: Callable[..., T], **values: Any) -> T:
         """Send a statement, such as Querier.succeed_task. Raises LostTask if it changes nothing."""
@@ -68,6 +83,11 @@ class Fence:
         """Send a statement; if it changes nothing (falsy), the task is not always lost."""
         id, attempt = self.task.id, self.task.attempt
         return self.send(lambda queries: statement(queries, id=id, attempt=attempt, **values))
+
+    def write_on(self, connection: sa.Connection, statement: Callable[..., T], **values: Any) -> T:
+        """The same in a transaction that `begin` has begun, and once: an error ends that."""
+        id, attempt = self.task.id, self.task.attempt
+        return statement(Querier(connection), id=id, attempt=attempt, **values)
 
     def lost(self) -> NoReturn:
         id, attempt = self.task.id, self.task.attempt

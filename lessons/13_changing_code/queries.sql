@@ -382,10 +382,11 @@ where id = any (cast(@ids as bigint[])) and status = 'succeeded';
 
 -- name: DropLastErrors :exec
 -- Of tasks that are retried: the step that failed is done again, if it was the last, and the function
--- has not gone on from its failure.
+-- has not gone on from its failure. Even what is done at most once: whoever retries by hand has looked.
 delete from event_log
 where event_log.task_id = any (cast(@ids as bigint[]))
-and event_log.kind = 'step' and event_log.error is not null and not event_log.settled
+and event_log.kind in ('step', 'once', 'transaction')
+and event_log.error is not null and not event_log.settled
 and event_log.position = (
     select max(last.position) from event_log as last where last.task_id = event_log.task_id
 );
@@ -588,6 +589,36 @@ set kind = excluded.kind, name = excluded.name, input = excluded.input, output =
     error = excluded.error, attempt = excluded.attempt, recorded_at = excluded.recorded_at
 where event_log.attempt = excluded.attempt or event_log.error is not null;
 
+-- name: RecordFirst :execrows
+-- Of a transaction: in that transaction, as its last statement; or alone, if all that is left is an error.
+-- And that something is begun which is done at most once. Fenced like a step.
+-- On conflict: only an error of an earlier attempt gives way. Whatever this attempt has recorded here stays:
+-- an earlier COMMIT has arrived, and only its answer was lost. If that transaction is still open, this waits
+-- for its end. So of two tries, one is rolled back with all that it has done.
+with run as (
+    select tasks.id from tasks
+    where tasks.id = @id and tasks.attempt = @attempt and tasks.status = 'running'
+    for share
+)
+insert into event_log (task_id, position, kind, name, input, output, error, attempt)
+select
+    run.id, @position, @kind, @name, cast(@input as json), cast(sqlc.narg(output) as json),
+    cast(sqlc.narg(error) as json), @attempt
+from run
+where (select coalesce(max(last.position), 0) from event_log as last where last.task_id = run.id)
+    in (cast(@position as int) - 1, @position)
+on conflict (task_id, position) do update
+set kind = excluded.kind, name = excluded.name, input = excluded.input, output = excluded.output,
+    error = excluded.error, attempt = excluded.attempt, recorded_at = excluded.recorded_at
+where event_log.attempt < excluded.attempt and event_log.error is not null;
+
+-- name: FindEntry :one
+-- What this attempt has recorded here, as long as the task is in it.
+select event_log.output, event_log.error from event_log
+join tasks on tasks.id = event_log.task_id and tasks.attempt = event_log.attempt
+where event_log.task_id = @id and event_log.position = @position
+and event_log.attempt = @attempt and tasks.status = 'running';
+
 -- name: SettleErrors :execrows
 -- The function goes on from these errors. Fenced like a step.
 with run as (
@@ -687,9 +718,9 @@ where (select coalesce(max(last.position), 0) from event_log as last where last.
     in (cast(@position as int) - 1, @position)
 on conflict (task_id, position) do update
 set kind = excluded.kind, name = excluded.name, input = excluded.input,
-    error = case when event_log.kind <> 'step' then event_log.error end,
+    error = case when event_log.kind = excluded.kind then event_log.error end,
     due_at = coalesce(event_log.due_at, excluded.due_at), attempt = excluded.attempt,
-    recorded_at = case when event_log.kind <> 'step' then event_log.recorded_at else excluded.recorded_at end
+    recorded_at = case when event_log.kind = excluded.kind then event_log.recorded_at else excluded.recorded_at end
 where event_log.attempt = excluded.attempt or event_log.error is not null;
 
 -- name: SendMessage :one

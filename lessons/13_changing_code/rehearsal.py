@@ -45,7 +45,7 @@ def rehearse(history: Json) -> str:
     """
     task, log = read_history(history)
     registered = registry.get(task.name)
-    if registered is None or not registered.durable:
+    if registered is None or registered.kind != "durable":
         raise BadInput(f"there is no durable task {task.name!r} here")
     running_key.set("a rehearsal")
     context = None
@@ -86,7 +86,7 @@ class NoDatabase(Fence):
     """Answers from the log. The first thing that the run wants to write is the end of it."""
 
     def __init__(self, task: ClaimTasksRow, log: list[Entry]) -> None:
-        super().__init__(cast(sa.Connection, None), task)
+        super().__init__(cast(sa.Connection, None), task, cast(sa.Engine, None))
         self.log = log
 
     def send(self, statement: Callable[[Querier], T]) -> T:

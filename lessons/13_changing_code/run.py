@@ -12,8 +12,10 @@ from db.queries import ClaimTasksRow, Querier
 from event_log import Suspended
 from fence import Fence, Hopeless, Interrupted, Misfit
 from inputs import BadInput, Json, describe, to_json
+from shared.database import Database
 from tasks import NonRetryableError, Registered, registry, running_key
 from timing import Timing
+from transactions import commit
 
 log = logging.getLogger("worker")
 
@@ -37,6 +39,11 @@ class Again:
 
 
 @dataclass(frozen=True)
+class Committed:
+    """The task has succeeded, in the transaction of its own function."""
+
+
+@dataclass(frozen=True)
 class Parked:
     """This code cannot run the task. It waits for other code, and the attempt does not count."""
 
@@ -51,13 +58,13 @@ PARKED = """\
 The task is parked, and this attempt does not count. It waits for other code: workers of another
 version take it up by themselves. `python main.py retry {id}` lets all try again at once."""
 
-Outcome = Succeeded | Failed | Again | Parked | Suspended
+Outcome = Succeeded | Failed | Again | Suspended | Committed | Parked
 
 
-def run_task(connection: sa.Connection, task: ClaimTasksRow, timing: Timing) -> bool:
+def run_task(db: Database, connection: sa.Connection, task: ClaimTasksRow, timing: Timing) -> bool:
     """True: the task waits now, perhaps for a moment that the upkeep does not know of yet."""
     log.info("task %d, attempt %d: %s", task.id, task.attempt, task.name)
-    fence = Fence(connection, task)
+    fence = Fence(connection, task, db.engine)
     try:
         try:
             outcome = outcome_of(fence, timing)
@@ -75,7 +82,7 @@ def run_task(connection: sa.Connection, task: ClaimTasksRow, timing: Timing) -> 
 def outcome_of(fence: Fence, timing: Timing) -> Outcome:
     """Raises Interrupted."""
     try:
-        return ended_with(call(fence))
+        return call(fence)
     except Suspended as suspended:
         return suspended
     except Interrupted:
@@ -100,20 +107,29 @@ def failure(task: ClaimTasksRow, timing: Timing, error: BaseException) -> Failed
     return Again(describe(error), timing.backoff(tried))
 
 
-def call(fence: Fence) -> Json:
+def call(fence: Fence) -> Outcome:
     """Call the registered function; a durable task's gets a context to do its steps with.
 
-    Raises UnknownTask.
+    A transactional task's gets a connection, and the task ends in its transaction. Raises
+    UnknownTask.
     """
     task = fence.task
     if task.name not in registry:
         raise UnknownTask(f"this worker knows no task {task.name!r}")
     registered, input = registry[task.name], json.loads(task.input)
     running_key.set(str(task.log_id))
-    if not registered.durable:
-        check_no_log(fence)
-        return registered.function(input)
-    return call_durable(registered, Context(fence), input)
+    if registered.kind == "durable":
+        return ended_with(call_durable(registered, Context(fence), input))
+    check_no_log(fence)
+    if registered.kind == "plain":
+        return ended_with(registered.function(input))
+
+    def work(own: sa.Connection) -> Json:
+        return registered.function(own, json.loads(task.input))  # not changed by an earlier try
+
+    if commit(fence, work, Querier.succeed_task) is None:
+        fence.lost()
+    return Committed()
 
 
 def check_no_log(fence: Fence) -> None:
@@ -139,6 +155,8 @@ def store(fence: Fence, outcome: Outcome) -> None:
     match outcome:
         case Succeeded(output):
             fence.write(Querier.succeed_task, output=output)
+            log.info("task %d succeeded", id)
+        case Committed():
             log.info("task %d succeeded", id)
         case Failed(error):
             fence.write(Querier.fail_task, error=error)

@@ -142,7 +142,9 @@ comment on table queue_limits is 'How many tasks of a queue may run at once. No 
 -- What a durable task has done, in the order in which it did it. Kind, name and input say what was
 -- asked for; a later run must ask for the same in the same place. A step's row is written by the run that
 -- did it, and answers every later run; but an error at the end of the log gives way when a later attempt
--- does the step again, unless it was settled, as the function had gone on. All other entries are opened
+-- does the step again, unless it was settled, as the function had gone on. Of what is done at most once,
+-- the row is there before it is begun, as an error that gives way only to what its own run makes of it. A
+-- transaction commits its row with its work. All other entries are opened
 -- by a run, and completed once, by somebody else. A retry by hand deletes a failed step at the end, and
 -- reopens the entries of failed children, unless the function had gone on from them. A fork's log begins
 -- with copies. A patch is a marker: from there on, the run does what the code of that patch does.
@@ -151,7 +153,7 @@ create table event_log (
     task_id     bigint not null references tasks on delete cascade,
     position    int not null,     -- 1, 2, 3 ... in the order of the calls
     kind        text not null constraint kind_known check (
-                    kind in ('step', 'child', 'timer', 'signal', 'event', 'patch')
+                    kind in ('step', 'once', 'transaction', 'child', 'timer', 'signal', 'event', 'patch')
                 ),
     -- The function of the step, or of the child task; what a timer is for; of a message, event or patch.
     name        text not null,
@@ -165,13 +167,16 @@ create table event_log (
     attempt     int not null,     -- by which run
     recorded_at timestamptz not null default clock_timestamp(),
     primary key (task_id, position),
-    constraint output_or_error
-        check (kind not in ('step', 'patch') or (output is null) <> (error is null)),
-    constraint completed_with_an_answer
-        check (kind in ('step', 'patch') or (completion is null) = (output is null and error is null)),
+    constraint output_or_error check (
+        kind in ('child', 'timer', 'signal', 'event') or (output is null) <> (error is null)
+    ),
+    constraint completed_with_an_answer check (
+        kind not in ('child', 'timer', 'signal', 'event')
+        or (completion is null) = (output is null and error is null)
+    ),
     constraint child_has_a_task check ((kind = 'child') = (child_id is not null)),
     constraint timer_has_a_time check (kind <> 'timer' or due_at is not null),
-    constraint only_waits_are_due check (due_at is null or kind not in ('step', 'child', 'patch')),
+    constraint only_waits_are_due check (due_at is null or kind in ('timer', 'signal', 'event')),
     constraint errors_are_settled check (not settled or error is not null)
 );
 
@@ -272,8 +277,8 @@ begin
     end if;
 
     update event_log set output = its_output, error = its_error, completion = its_completion
-    where task_id = its_task and position = its_position and kind not in ('step', 'patch')
-    and completion is null;
+    where task_id = its_task and position = its_position
+    and kind in ('child', 'timer', 'signal', 'event') and completion is null;
     if not found then
         return false;
     end if;
@@ -455,3 +460,86 @@ $$;
 create constraint trigger tell_upkeep after insert on events
 deferrable initially deferred for each row
 execute function tell_upkeep();
+
+-- The outbox. What has to leave this database is written down as a task, in the transaction of its reason:
+-- by psql, by a trigger on a table of the shop, by a service in another language. Whoever may execute this
+-- needs no right on the tables: it has their owner's. It checks what `enqueue` in tasks.py checks, but for
+-- the name: only a worker knows which tasks there are.
+create function enqueue(
+    name text,
+    input json,
+    queue text default 'default',
+    priority int default 0,
+    max_attempts int default 5,
+    timeout interval default null,
+    delay interval default null,
+    idempotency_key text default null
+) returns bigint language plpgsql security definer set search_path from current as $$
+#variable_conflict use_column
+declare
+    problem text;
+    its_id bigint;
+    its_input json;
+begin
+    problem := case
+        when name is null or name !~ '^[A-Za-z_][A-Za-z0-9_]{0,99}$'
+            then format('a task is named with 1 to 100 letters, digits and _, not %L', left(name, 50))
+        when queue is null or queue !~ '^[A-Za-z0-9_.-]{1,100}$'
+            then format('a queue is named with 1 to 100 letters, digits, _ . -, not %L', left(queue, 50))
+        when idempotency_key !~ '^[ -~]{1,200}$'
+            then 'an idempotency key is 1 to 200 printable ASCII characters'
+        when priority is null
+            then 'priority is a whole number, not NULL'
+        when max_attempts is null or max_attempts < 1
+            then format('max_attempts is a whole number from 1, not %L', max_attempts)
+        when timeout not between interval '0' and interval '3650 days'
+            then format('timeout is an interval from 0 to 3,650 days, not %L', timeout)
+        when delay not between interval '0' and interval '3650 days'
+            then format('delay is an interval from 0 to 3,650 days, not %L', delay)
+        when input is null
+            then 'the input is JSON, not NULL: JSON has a null of its own'
+        when octet_length(cast(input as text)) > 1000000
+            then format('%s bytes of JSON, and 1,000,000 is the most: keep large data elsewhere and '
+                'pass its address', octet_length(cast(input as text)))
+    end;
+    -- json lets in what no worker can read. jsonb refuses NUL and half a surrogate, with errors of its own.
+    problem := coalesce(problem, case
+        when jsonb_path_exists(
+            cast(input as jsonb), 'strict $.**{200} ? (@.type() == "array" || @.type() == "object")'
+        )
+            then 'lists and objects are nested more than 200 deep'
+        when jsonb_path_exists(cast(input as jsonb), 'strict $.** ? (@ > 1e308 || @ < -1e308)')
+            then 'a number is greater than 1e308: pass it as a string'
+    end);
+    if problem is not null then
+        raise exception using errcode = 'invalid_parameter_value', message = problem;
+    end if;
+
+    insert into tasks (
+        queue, name, input, priority, max_attempts, timeout, idempotency_key, status, run_at
+    )
+    values (
+        queue, name, input, priority, max_attempts, timeout, idempotency_key,
+        case when delay is null then 'queued' else 'waiting' end, clock_timestamp() + delay
+    )
+    on conflict (name, idempotency_key) where idempotency_key is not null do nothing
+    returning id into its_id;
+    if its_id is not null then
+        return its_id;
+    end if;
+
+    select tasks.id, tasks.input into its_id, its_input from tasks
+    where tasks.name = enqueue.name and tasks.idempotency_key = enqueue.idempotency_key;
+    if its_id is null then
+        raise exception 'the task with the key % was just deleted: try again', quote_literal(idempotency_key);
+    end if;
+    if cast(its_input as jsonb) <> cast(input as jsonb) then
+        raise exception using errcode = 'unique_violation', message = format(
+            'the key %L was used for another input: task %s', idempotency_key, its_id
+        );
+    end if;
+    return its_id;
+end
+$$;
+
+revoke execute on function enqueue from public;

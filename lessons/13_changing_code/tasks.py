@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypedDict, TypeVar, Unpack
+from typing import Any, Literal, TypedDict, TypeVar, Unpack
 
 import sqlalchemy as sa
 
@@ -22,13 +22,15 @@ from inputs import (
     to_json,
 )
 
+Kind = Literal["plain", "durable", "transactional"]
+
 
 @dataclass(frozen=True)
 class Registered:
-    """durable: the function takes a context too."""
+    """A durable function takes a context too, a transactional one a connection."""
 
     function: Callable[..., Json]
-    durable: bool
+    kind: Kind
 
 
 # Workers look functions up here and nowhere else; a name in a row is never imported. Whoever can
@@ -57,16 +59,16 @@ class TaskOptions(TypedDict, total=False):
 def task(function: Function) -> Function:
     """Register `function`, which takes one JSON value and returns one, under its own name."""
     rule = "a task is a def that takes one JSON value"
-    register(check_function(function, rule, None), function, durable=False)
+    register(check_function(function, rule, None), function, kind="plain")
     return function
 
 
-def register(name: str, function: Callable[..., Json], *, durable: bool) -> None:
+def register(name: str, function: Callable[..., Json], *, kind: Kind) -> None:
     if not name.isidentifier():
         raise BadInput(f"{name} is no name for a row to call it by: a task is made with def")
     if name in registry:
         raise BadInput(f"there is a task {name!r} already: give this function another name")
-    registry[name] = Registered(function, durable)
+    registry[name] = Registered(function, kind)
 
 
 def is_task(function: object) -> bool:

@@ -212,7 +212,7 @@ class Worker:
             self._look_again.set()
             while task := self._handed_over.get():
                 try:
-                    if run_task(connection, task, self.timing):
+                    if run_task(self._db, connection, task, self.timing):
                         self._upkeep.hint.set()
                 finally:
                     self._running.discard((task.id, task.attempt))

@@ -8,6 +8,7 @@ from connection import all_but_refused
 from db.queries import ClaimTasksRow, Querier
 from inputs import MAX_INT, check_number, check_queue
 from shared.database import Database
+from tasks import registry
 
 
 def claim(
@@ -26,9 +27,15 @@ def claim(
     if free_slots == 0:
         return []
     queries = Querier(connection)
-    if look_first and not queries.look_for_work(queue=queue):
+    if look_first and not queries.look_for_work(worker_id=worker_id, queue=queue):
         return []
-    everywhere = partial(queries.claim_tasks, worker_id=worker_id, queue=queue, limited=False)
+    everywhere = partial(
+        queries.claim_tasks,
+        worker_id=worker_id,
+        queue=queue,
+        durable_names=durable_names(),
+        limited=False,
+    )
     tasks = all_but_refused(everywhere, free_slots)
     if not tasks:  # there is none, or the queue has a limit
         within_limit = partial(claim_within_limit, db, worker_id, queue)
@@ -50,9 +57,19 @@ def claim_within_limit(
         at_most = max(0, min(at_most, limit - running))
         return list(
             queries.claim_tasks(
-                worker_id=worker_id, queue=queue, at_most=at_most, skip=skip, limited=True
+                worker_id=worker_id,
+                queue=queue,
+                durable_names=durable_names(),
+                at_most=at_most,
+                skip=skip,
+                limited=True,
             )
         )
+
+
+def durable_names() -> list[str]:
+    """Of the tasks that are bound to the version that begins them."""
+    return [name for name, registered in registry.items() if registered.kind == "durable"]
 
 
 def limit_queue(connection: sa.Connection, queue: str, max_running: int) -> None:

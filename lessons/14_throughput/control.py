@@ -23,8 +23,12 @@ def retry(connection: sa.Connection, id: int) -> None:
     """Give a failed or cancelled task the attempts that it has left, or one more if it has none.
 
     Its log is kept. Children whose failure it has not gone on from are retried too, and theirs.
+    A task that waits for other code: all may try again, even the code that could not run it.
     """
+    check_id(id)
     queries = Querier(connection)
+    if queries.retry_parked(id=id):
+        return
     parent_id = check(queries, id, "failed", "cancelled")
     tree = list(queries.list_retried(id=id))
     for task in tree:

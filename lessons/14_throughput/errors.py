@@ -43,6 +43,13 @@ class FinalStepError(StepError, NonRetryableError):
     """A step has failed, and has said that trying again is of no use."""
 
 
+class AtMostOnceError(FinalStepError):
+    """What is done at most once has failed, or was begun, and nobody knows what came of it.
+
+    It may have been done in either case. type: "Unknown" if nobody knows.
+    """
+
+
 class SignalError(FinalStepError):
     """Instead of a payload, somebody has sent a failure."""
 
@@ -59,6 +66,17 @@ def error_entry(error: BaseException) -> dict[str, Any]:
         "error": describe(error),
         "traceback": storable(lines[-2000:], 2000),
         "final": issubclass(type(error), NonRetryableError),
+    }
+
+
+def begun(attempt: int) -> dict[str, Any]:
+    """What the log keeps of what was begun: the answer, should nobody come to tell a better one."""
+    return {
+        "type": "Unknown",
+        "error": f"begun in attempt {attempt}, and nobody knows whether it was done: find out. "
+        "If it was not, and was the last thing that the task asked for, `retry` does it again",
+        "traceback": "",
+        "final": True,
     }
 
 

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from db.queries import LoadCompletionsRow, LoadLogRow, Querier
@@ -46,6 +47,8 @@ class EventLog:
             check_entries(fence, self._entries)
         if self._entries and may_be_tried_again(self._entries[-1]):
             del self._entries[-1]
+        # Wherever the function asks, a marker that is anywhere in the log says that it is patched.
+        self.patches = {entry.name: True for entry in self._entries if entry.kind == "patch"}
         known = (entry.completion or 0 for entry in self._entries)
         self._completions = max([fence.task.completions, *known])
 
@@ -57,11 +60,21 @@ class EventLog:
         self.check()
         if kind != "child":
             self._write_children()
+        self._pass_markers()
         self.position += 1
         if self.position <= len(self._entries):
             return self._compared(kind, name, json.loads(input))
         self._settle()
         return None
+
+    def is_at_end(self) -> bool:
+        self._pass_markers()
+        return self.position == len(self._entries)
+
+    def _pass_markers(self) -> None:
+        """Nobody has to ask for them: an old patch can be taken out of the code."""
+        while self.position < len(self._entries) and self._entries[self.position].kind == "patch":
+            self.position += 1
 
     def end(self, returned: bool) -> None:
         """The function has ended. Raises NonDeterminismError if it returned and its log goes on.
@@ -72,7 +85,7 @@ class EventLog:
         self._fence.check()
         self._write_children()
         self._thread = 0
-        if returned and self.position < len(self._entries):
+        if returned and not self.is_at_end():
             self.position += 1
             self._compared("return", self._fence.task.name, None)
 
@@ -97,20 +110,27 @@ class EventLog:
             raise StepInStep("a step cannot do steps: they would not be done when it is replayed")
 
     def record(self, entry: Entry) -> None:
-        if entry.error or not self._fence.writer.record(self._fence.task, entry):
-            self._record_alone(entry)
+        grouped = entry.kind == "step" and not entry.error
+        if not (grouped and self._fence.writer.record(self._fence.task, entry)):
+            self._fence.write(Querier.record_step, **columns(entry))
         self._entries.append(entry)
 
-    def _record_alone(self, entry: Entry) -> None:
-        self._fence.write(
-            Querier.record_step,
-            position=entry.position,
-            kind=entry.kind,
-            name=entry.name,
-            input=as_text(entry.input),
-            output=None if entry.error else as_text(entry.output),
-            error=to_json(entry.error) if entry.error else None,
-        )
+    def record_first(self, entry: Entry) -> Entry:
+        """Record it, unless this attempt has recorded something here; what is recorded now."""
+        if self._fence.try_to_write(Querier.record_first, **columns(entry)):
+            return entry
+        return self.look_up(entry)
+
+    def look_up(self, entry: Entry) -> Entry:
+        """What this attempt has recorded in this place, as it did not get the answer."""
+        found = self._fence.try_to_write(Querier.find_entry, position=entry.position)
+        if found is None:
+            self._fence.lost()
+        return replace(entry, output=found.output, error=found.error)
+
+    def append(self, entry: Entry) -> None:
+        """It is recorded already."""
+        self._entries.append(entry)
 
     def open(
         self, kind: str, name: str, input: str, write: Callable[..., Any], **values: Any
@@ -225,6 +245,18 @@ def completed_before(entry: Entry, end: int | None) -> bool:
 
 def pending_entry(position: int, kind: str, name: str, input: str) -> Entry:
     return Entry(position, kind, name, json.loads(input), None, None, False, None)
+
+
+def columns(entry: Entry) -> dict[str, Any]:
+    """What a run records of an entry."""
+    return {
+        "position": entry.position,
+        "kind": entry.kind,
+        "name": entry.name,
+        "input": as_text(entry.input),
+        "output": None if entry.error else as_text(entry.output),
+        "error": to_json(entry.error) if entry.error else None,
+    }
 
 
 def check_entries(fence: Fence, entries: list[Entry]) -> None:

@@ -1,8 +1,10 @@
 """The fence: a run can write only as long as its task is still in that run's attempt."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NoReturn, TypeVar
+
+import sqlalchemy as sa
 
 from connection import hopeless, reason
 from db.queries import ClaimTasksRow, Querier
@@ -31,6 +33,10 @@ class Hopeless(Interrupted):
     """Every run would come to the same: the task fails, with this sentence."""
 
 
+class Misfit(Interrupted):
+    """This code cannot run the task, and other code may: the task waits for that."""
+
+
 class Fence:
     """Everything that a run writes goes through here, and names the task and the attempt.
 
@@ -48,9 +54,17 @@ class Fence:
         try:
             return self.writer.send(statement)
         except Exception as error:
-            if hopeless(error):
-                self.interrupt(Hopeless(f"Postgres cannot store this, or read it: {reason(error)}"))
-            self.interrupt(Refused(f"task {self.task.id}: {reason(error)}"))
+            self.refuse(error)
+
+    def refuse(self, error: Exception) -> NoReturn:
+        """The database has the last word."""
+        if hopeless(error):
+            self.interrupt(Hopeless(f"Postgres cannot store this, or read it: {reason(error)}"))
+        self.interrupt(Refused(f"task {self.task.id}: {reason(error)}"))
+
+    def begin(self) -> AbstractContextManager[sa.Connection]:
+        """A transaction for the function's own work. It commits at the end of the `with`."""
+        return self.writer.begin()
 
     def write(self, statement: Callable[..., T], **values: Any) -> T:
         """Send a statement, such as Querier.succeed_task. Raises LostTask if it changes nothing."""
@@ -63,6 +77,11 @@ class Fence:
         """Send a statement; if it changes nothing (falsy), the task is not always lost."""
         id, attempt = self.task.id, self.task.attempt
         return self.send(lambda queries: statement(queries, id=id, attempt=attempt, **values))
+
+    def write_on(self, connection: sa.Connection, statement: Callable[..., T], **values: Any) -> T:
+        """The same in a transaction that `begin` has begun, and once: an error ends that."""
+        id, attempt = self.task.id, self.task.attempt
+        return statement(Querier(connection), id=id, attempt=attempt, **values)
 
     def lost(self) -> NoReturn:
         id, attempt = self.task.id, self.task.attempt

@@ -14,15 +14,23 @@ log = logging.getLogger("worker")
 
 
 class Lease:
-    """worker_id: the worker's row. duration: for how long it counts as alive after a heartbeat."""
+    """worker_id: the worker's row. duration: for how long it counts as alive after a heartbeat.
 
-    def __init__(self, name: str, duration: timedelta) -> None:
+    queue, version: which tasks it may claim.
+    """
+
+    def __init__(self, name: str, duration: timedelta, queue: str, version: str) -> None:
         self.name = name
         self.duration = duration
+        self.queue = queue
+        self.version = version
         self.worker_id = 0
 
     def register(self, queries: Querier) -> None:
-        self.worker_id = queries.register_worker(name=self.name, lease=self.duration) or 0
+        row = queries.register_worker(
+            name=self.name, queue=self.queue, version=self.version, lease=self.duration
+        )
+        self.worker_id = row or 0
 
     def renew(self, queries: Querier) -> None:
         if queries.heartbeat(id=self.worker_id, lease=self.duration) == 0:

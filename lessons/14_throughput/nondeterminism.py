@@ -7,12 +7,12 @@ from types import FunctionType
 from typing import cast
 
 from db.queries import ClaimTasksRow, LoadLogRow
-from fence import Hopeless
+from fence import Misfit
 from inputs import Json, canonical
 from tasks import registry
 
 
-class NonDeterminismError(Hopeless):
+class NonDeterminismError(Misfit):
     """The function asks for something other than what its log has recorded."""
 
 
@@ -25,16 +25,15 @@ def mismatch(
     if asked == recorded:
         return None
     place = returned_from(task.name) if kind == "return" else called_from()
-    advice = ADVICE.format(id=task.id)
-    return NonDeterminismError(f"{explain(entry.position, recorded, asked)}\n{place}\n{advice}")
+    return NonDeterminismError(f"{explain(entry.position, recorded, asked)}\n{place}\n{ADVICE}")
 
 
 COLUMN = 36  # characters, in the message below
 ADVICE = """\
 In this run no step was done, and nothing recorded. Either the code was edited while the task was
-under way: put it back as it was, `python main.py retry {id}`, and give the new code a new name. Or
-the function does not do the same every time (a clock, a random number, the order of a set): let a
-step do that, and use what it returns."""
+under way: put the edit into `if ctx.patched("a name"):`, or let workers of the old version end what
+they have begun. Or the function does not do the same every time (a clock, a random number, the
+order of a set): let a step do that, and use what it returns."""
 
 
 def explain(position: int, recorded: tuple[str, ...], asked: tuple[str, ...]) -> str:
@@ -63,6 +62,7 @@ def excerpt(text: str, other: str) -> str:
 
 ASKED_THROUGH = (
     "context",
+    "patches",
     "events",
     "signals",
     "timers",
@@ -73,12 +73,17 @@ ASKED_THROUGH = (
 
 
 def called_from() -> str:
-    """The line of the user's code that asks: the innermost frame outside of these modules.
+    """The line of the user's code that asks."""
+    return innermost(traceback.extract_stack())
+
+
+def innermost(frames: traceback.StackSummary) -> str:
+    """The innermost frame outside of these modules.
 
     Written as in a traceback: terminals and editors make a link of that.
     """
     ours = [str(Path(__file__).with_name(f"{module}.py")) for module in ASKED_THROUGH]
-    frame = next(f for f in reversed(traceback.extract_stack()) if f.filename not in ours)
+    frame = next(f for f in reversed(frames) if f.filename not in ours)
     line = (frame.line or "")[:100]
     return f'  File "{frame.filename}", line {frame.lineno}, in {frame.name}\n    {line}'
 

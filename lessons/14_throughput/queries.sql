@@ -54,11 +54,15 @@ select cast(
         from queue_limits where queue_limits.queue = @queue
     ), true)
     and exists (
-        select from (
-            select from tasks where tasks.queue = @queue and status = 'queued'
+        select from workers, lateral (select workers.version union select '') as mine (version),
+        lateral (
+            select from tasks
+            where tasks.queue = @queue and tasks.version = mine.version and status = 'queued'
+            and workers.code <> all (tasks.parked_by)
             order by priority desc, id
             limit 1
         ) as first
+        where workers.id = cast(@worker_id as bigint)
     )
     as boolean) as found;
 
@@ -75,20 +79,38 @@ select cast(
 -- A worker that was taken for dead gets nothing until it has registered again: others would take its
 -- tasks back at once.
 -- skip: how many to pass over, at the head of the queue; see all_but_refused.
+-- Of two kinds: what this worker's version has begun, and what any may run. Each kind is read from its own
+-- part of the index, so that the tasks of other versions cost nothing; what of both is less urgent than the
+-- rest stays locked until this statement commits, and is passed over by others until then.
+-- code: what it could not run before, it leaves to other code. Without this, it would try for ever.
+-- A durable task with an empty log begins here: from now on, it is of this worker's version. If its log is not
+-- empty, it was begun by workers without a version, or is a fork, and any version may try it.
 -- The input as text: one that Python cannot parse (5,000 digits) must fail its own task, not the claim.
 update tasks
 set status = 'running', attempt = attempt + 1, worker_id = cast(@worker_id as bigint),
-    started_at = clock_timestamp()
+    started_at = clock_timestamp(),
+    version = case
+        when name = any (cast(@durable_names as text[]))
+        and not exists (select from event_log where event_log.task_id = tasks.id)
+        then (select workers.version from workers where workers.id = cast(@worker_id as bigint))
+        else version
+    end
 where id = any (array(
-    select id from tasks
-    where tasks.queue = @queue and status = 'queued'
+    select head.id
+    from workers, lateral (select workers.version union select '') as mine (version), lateral (
+        select tasks.id, tasks.priority from tasks
+        where tasks.queue = @queue and tasks.version = mine.version and status = 'queued'
+        and workers.code <> all (tasks.parked_by)
+        order by priority desc, id
+        limit cast(@at_most as int) + cast(@skip as int)
+        for update skip locked
+    ) as head
+    where workers.id = cast(@worker_id as bigint)
     and cast(@limited as boolean) = exists (
         select from queue_limits where queue_limits.queue = @queue
     )
-    and exists (select from workers where workers.id = cast(@worker_id as bigint))
-    order by priority desc, id
-    limit sqlc.arg(at_most) offset sqlc.arg(skip)
-    for update skip locked
+    order by head.priority desc, head.id
+    limit cast(@at_most as int) offset cast(@skip as int)
 ))
 returning id, name, cast(input as text) as input, priority, attempt, max_attempts, log_id,
     uncounted, queue, completions;
@@ -142,6 +164,85 @@ update tasks
 set status = 'waiting', run_at = clock_timestamp() + cast(@delay as interval), awaits = null,
     deadline = null, error = cast(@error as text)
 where id = @id and attempt = @attempt and status = 'running';
+
+-- name: ParkTask :execrows
+-- The code of this worker cannot run the task, and other code may. It keeps its log, and the attempt does
+-- not count. awaits, deadline: what completes an entry of its log must not wake it, and finds it again by the log.
+-- Each start of a worker without a version is other code: those that are gone are left out, or the list would
+-- grow with each start. A worker that was taken for dead has no row; then it counts as one without a version.
+update tasks
+set status = 'waiting', run_at = null, awaits = null, deadline = null, uncounted = uncounted + 1,
+    error = cast(@error as text),
+    parked_by = array(
+        select code from unnest(parked_by) as tried (code)
+        where code not like 'worker %' or code in (select workers.code from workers)
+    ) || coalesce(
+        (select workers.code from workers where workers.id = tasks.worker_id),
+        'worker ' || cast(worker_id as text)
+    )
+where tasks.id = @id and tasks.attempt = @attempt and tasks.status = 'running';
+
+-- name: UnparkTasks :many
+-- What this worker may claim, and its code has not tried. Every worker calls this. The list of who has tried
+-- stays: a claim goes by it, and two versions that both cannot run a task do not pass it to and fro for ever.
+update tasks
+set status = 'queued'
+where id = any (array(
+    select tasks.id from workers
+    join tasks on tasks.queue = workers.queue and tasks.version = any (array[workers.version, ''])
+    where workers.id = cast(@worker_id as bigint)
+    and tasks.status = 'waiting' and tasks.run_at is null and tasks.awaits is null
+    and workers.code <> all (tasks.parked_by)
+    order by tasks.id
+    limit sqlc.arg(at_most) offset sqlc.arg(skip)
+    for update of tasks skip locked
+))
+returning id;
+
+-- name: RetryParked :execrows
+-- Retry, by hand, of a task that waits for other code: parked, or queued for what is gone by now. All may
+-- try again.
+update tasks
+set status = 'queued', parked_by = '{}', error = null
+where id = @id and parked_by <> '{}' and (
+    status = 'queued' or status = 'waiting' and run_at is null and awaits is null
+);
+
+-- name: ListVersions :many
+-- May the last worker of a version go? What it has begun and not ended, and how much of that is parked.
+-- '': what no version has begun, and workers without one.
+with unfinished as (
+    select version, count(*) as tasks,
+        count(*) filter (where status = 'waiting' and run_at is null and awaits is null) as parked
+    from tasks
+    where status in ('queued', 'running', 'waiting')
+    group by version
+), alive as (
+    select version, count(*) as workers from workers
+    where alive_until > clock_timestamp()
+    group by version
+)
+select cast(coalesce(unfinished.version, alive.version) as text) as version,
+    coalesce(unfinished.tasks, 0) as unfinished, coalesce(unfinished.parked, 0) as parked,
+    coalesce(alive.workers, 0) as workers
+from unfinished
+full join alive on alive.version = unfinished.version
+order by 1;
+
+-- name: MoveVersion :execrows
+-- Other code has to end what this version has begun: by hand. What runs now is moved, too, and its run goes on:
+-- only who may claim it next is different. The rows are locked in the order that LockTasks has.
+update tasks
+set version = @to_version, parked_by = '{}',
+    status = case
+        when status = 'waiting' and run_at is null and awaits is null then 'queued' else status
+    end
+where tasks.id = any (array(
+    select tasks.id from tasks
+    where tasks.version = @from_version and tasks.status in ('queued', 'running', 'waiting')
+    order by tasks.id desc
+    for update
+));
 
 -- name: WakeTasks :many
 -- `(select clock_timestamp())` is evaluated once. Without the `select` it could change from row to
@@ -232,8 +333,8 @@ where id = any (array(
 returning id, attempt;
 
 -- name: RegisterWorker :one
-insert into workers (name, alive_until)
-values (@name, clock_timestamp() + cast(@lease as interval))
+insert into workers (name, queue, version, alive_until)
+values (@name, @queue, @version, clock_timestamp() + cast(@lease as interval))
 returning id;
 
 -- name: Heartbeat :execrows
@@ -290,7 +391,7 @@ order by retried.id desc;
 -- name: ReviveTasks :execrows
 -- Retry, by hand: what has failed or was cancelled gets at least one more attempt, and keeps its log.
 update tasks
-set status = 'queued', error = null, swept = false
+set status = 'queued', error = null, swept = false, parked_by = '{}'
 where id = any (cast(@ids as bigint[])) and status in ('failed', 'cancelled');
 
 -- name: ReopenEntries :exec
@@ -313,10 +414,11 @@ where id = any (cast(@ids as bigint[])) and status = 'succeeded';
 
 -- name: DropLastErrors :exec
 -- Of tasks that are retried: the step that failed is done again, if it was the last, and the function
--- has not gone on from its failure.
+-- has not gone on from its failure. Even what is done at most once: whoever retries by hand has looked.
 delete from event_log
 where event_log.task_id = any (cast(@ids as bigint[]))
-and event_log.kind = 'step' and event_log.error is not null and not event_log.settled
+and event_log.kind in ('step', 'once', 'transaction')
+and event_log.error is not null and not event_log.settled
 and event_log.position = (
     select max(last.position) from event_log as last where last.task_id = event_log.task_id
 );
@@ -329,11 +431,11 @@ order by id desc;
 
 -- name: ReplayTask :execrows
 -- Run it again from an empty log. The log gets a new id, and so its steps get new idempotency keys. The
--- old attempts do not count.
+-- old attempts do not count. It begins again, so any version may begin it.
 update tasks
 set status = 'queued', log_id = gen_random_uuid(), output = null, error = null,
     completions = 0, awaits = null, wake_after = null, deadline = null, uncounted = attempt,
-    swept = false
+    swept = false, version = '', parked_by = '{}'
 where id = @id and status in ('succeeded', 'failed', 'cancelled');
 
 -- name: DeleteLog :exec
@@ -474,8 +576,11 @@ where id = @id;
 -- name: ListTasks :many
 -- The newest tasks, for people to look at. As text, and cut short: one row that Python cannot read,
 -- or a megabyte in each, must not keep anybody from seeing the others.
-select id, left(name, 100) as name, left(cast(input as text), 200) as input, status,
-    cast(attempt - uncounted as int) as tries, max_attempts,
+select id, left(name, 100) as name, left(cast(input as text), 200) as input,
+    cast(case
+        when status = 'waiting' and run_at is null and awaits is null then 'parked' else status
+    end as text) as status,
+    version, cast(attempt - uncounted as int) as tries, max_attempts,
     worker_id, parent_id,
     left(coalesce(error, cast(output as text), ''), 1000) as outcome
 from tasks
@@ -539,6 +644,35 @@ where (select coalesce(max(last.position), 0) from event_log as last where last.
     = given.position - 1
 on conflict (task_id, position) do nothing
 returning task_id, attempt;
+-- name: RecordFirst :execrows
+-- Of a transaction: in that transaction, as its last statement; or alone, if all that is left is an error.
+-- And that something is begun which is done at most once. Fenced like a step.
+-- On conflict: only an error of an earlier attempt gives way. Whatever this attempt has recorded here stays:
+-- an earlier COMMIT has arrived, and only its answer was lost. If that transaction is still open, this waits
+-- for its end. So of two tries, one is rolled back with all that it has done.
+with run as (
+    select tasks.id from tasks
+    where tasks.id = @id and tasks.attempt = @attempt and tasks.status = 'running'
+    for share
+)
+insert into event_log (task_id, position, kind, name, input, output, error, attempt)
+select
+    run.id, @position, @kind, @name, cast(@input as json), cast(sqlc.narg(output) as json),
+    cast(sqlc.narg(error) as json), @attempt
+from run
+where (select coalesce(max(last.position), 0) from event_log as last where last.task_id = run.id)
+    in (cast(@position as int) - 1, @position)
+on conflict (task_id, position) do update
+set kind = excluded.kind, name = excluded.name, input = excluded.input, output = excluded.output,
+    error = excluded.error, attempt = excluded.attempt, recorded_at = excluded.recorded_at
+where event_log.attempt < excluded.attempt and event_log.error is not null;
+
+-- name: FindEntry :one
+-- What this attempt has recorded here, as long as the task is in it.
+select event_log.output, event_log.error from event_log
+join tasks on tasks.id = event_log.task_id and tasks.attempt = event_log.attempt
+where event_log.task_id = @id and event_log.position = @position
+and event_log.attempt = @attempt and tasks.status = 'running';
 
 -- name: SettleErrors :execrows
 -- The function goes on from these errors. Fenced like a step.
@@ -649,9 +783,9 @@ where (select coalesce(max(last.position), 0) from event_log as last where last.
     in (cast(@position as int) - 1, @position)
 on conflict (task_id, position) do update
 set kind = excluded.kind, name = excluded.name, input = excluded.input,
-    error = case when event_log.kind <> 'step' then event_log.error end,
+    error = case when event_log.kind = excluded.kind then event_log.error end,
     due_at = coalesce(event_log.due_at, excluded.due_at), attempt = excluded.attempt,
-    recorded_at = case when event_log.kind <> 'step' then event_log.recorded_at else excluded.recorded_at end
+    recorded_at = case when event_log.kind = excluded.kind then event_log.recorded_at else excluded.recorded_at end
 where event_log.attempt = excluded.attempt or event_log.error is not null;
 
 -- name: SendMessage :one
@@ -789,6 +923,13 @@ from (values
     )),
     ('tell', (
         select min(created_at) from events where not told
+    )),
+    ('unpark', (
+        select min(tasks.created_at) from workers
+        join tasks on tasks.queue = workers.queue and tasks.version = any (array[workers.version, ''])
+        where workers.id = @worker_id
+        and tasks.status = 'waiting' and tasks.run_at is null and tasks.awaits is null
+        and workers.code <> all (tasks.parked_by)
     )),
     ('cancel', (
         select min(created_at) from tasks where status = 'cancelled' and not swept

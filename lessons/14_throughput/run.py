@@ -5,13 +5,16 @@ import logging
 from dataclasses import dataclass
 from datetime import timedelta
 
+import sqlalchemy as sa
+
 from context import Context
 from db.queries import ClaimTasksRow, Querier
 from event_log import Suspended
-from fence import Fence, Hopeless, Interrupted
+from fence import Fence, Hopeless, Interrupted, Misfit
 from inputs import BadInput, Json, describe, to_json
-from tasks import NonRetryableError, registry, running_key
+from tasks import NonRetryableError, Registered, registry, running_key
 from timing import Timing
+from transactions import commit
 from writer import Writer
 
 log = logging.getLogger("worker")
@@ -35,7 +38,27 @@ class Again:
     delay: timedelta
 
 
-Outcome = Succeeded | Failed | Again | Suspended
+@dataclass(frozen=True)
+class Committed:
+    """The task has succeeded, in the transaction of its own function."""
+
+
+@dataclass(frozen=True)
+class Parked:
+    """This code cannot run the task. It waits for other code, and the attempt does not count."""
+
+    error: str
+
+
+class UnknownTask(Misfit):
+    """The code here has no function for the task."""
+
+
+PARKED = """\
+The task is parked, and this attempt does not count. It waits for other code: workers of another
+version take it up by themselves. `python main.py retry {id}` lets all try again at once."""
+
+Outcome = Succeeded | Failed | Again | Suspended | Committed | Parked
 
 
 def run_task(writer: Writer, task: ClaimTasksRow, timing: Timing) -> Outcome | None:
@@ -43,6 +66,8 @@ def run_task(writer: Writer, task: ClaimTasksRow, timing: Timing) -> Outcome | N
     log.info("task %d, attempt %d: %s", task.id, task.attempt, task.name)
     try:
         return outcome_of(Fence(writer, task), timing)
+    except Misfit as error:
+        return Parked(f"{describe(error)}\n{PARKED.format(id=task.id)}")
     except Hopeless as error:
         return Failed(describe(error))
     except Interrupted as why:
@@ -65,7 +90,7 @@ def store(writer: Writer, task: ClaimTasksRow, outcome: Outcome) -> None:
 def outcome_of(fence: Fence, timing: Timing) -> Outcome:
     """Raises Interrupted."""
     try:
-        return ended_with(call(fence))
+        return call(fence)
     except Suspended as suspended:
         return suspended
     except Interrupted:
@@ -90,19 +115,39 @@ def failure(task: ClaimTasksRow, timing: Timing, error: BaseException) -> Failed
     return Again(describe(error), timing.backoff(tried))
 
 
-def call(fence: Fence) -> Json:
+def call(fence: Fence) -> Outcome:
     """Call the registered function; a durable task's gets a context to do its steps with.
 
-    A row with a name that nobody registered fails only itself.
+    A transactional task's gets a connection, and the task ends in its transaction. Raises
+    UnknownTask.
     """
     task = fence.task
     if task.name not in registry:
-        raise LookupError(f"this worker knows no task {task.name!r}")
+        raise UnknownTask(f"this worker knows no task {task.name!r}")
     registered, input = registry[task.name], json.loads(task.input)
     running_key.set(str(task.log_id))
-    if not registered.durable:
-        return registered.function(input)
-    context = Context(fence)
+    if registered.kind == "durable":
+        return ended_with(call_durable(registered, Context(fence), input))
+    check_no_log(fence)
+    if registered.kind == "plain":
+        return ended_with(registered.function(input))
+
+    def work(own: sa.Connection) -> Json:
+        return registered.function(own, json.loads(task.input))  # not changed by an earlier try
+
+    if commit(fence, work, Querier.succeed_task) is None:
+        fence.lost()
+    return Committed()
+
+
+def check_no_log(fence: Fence) -> None:
+    """A function that was durable and is not any more would do its recorded steps again."""
+    task = fence.task
+    if task.attempt > 1 and fence.send(lambda queries: list(queries.load_log(task_id=task.id))):
+        raise UnknownTask(f"the task has a log, and here {task.name!r} is not a durable task")
+
+
+def call_durable(registered: Registered, context: Context, input: Json) -> Json:
     returned = False
     try:
         output = registered.function(context, input)
@@ -119,11 +164,16 @@ def write(fence: Fence, outcome: Outcome) -> None:
         case Succeeded(output):
             fence.write(Querier.succeed_task, output=output)
             log.info("task %d succeeded", id)
+        case Committed():
+            log.info("task %d succeeded", id)
         case Failed(error):
             fence.write(Querier.fail_task, error=error)
             log.info("task %d failed: %s", id, error)
         case Again(error, delay):
             fence.write(Querier.retry_task, delay=delay, error=error)
             log.info("task %d, again in %s: %s", id, delay, error)
+        case Parked(error):
+            fence.write(Querier.park_task, error=error)
+            log.warning("task %d is parked: %s", id, error)
         case Suspended():
             log.info("task %d %s", id, outcome)

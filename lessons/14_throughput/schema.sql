@@ -18,6 +18,10 @@
 --   One that waits for a message or an event does so, too. Whoever sends the message makes it queued, in
 --   the transaction of the INSERT; of events the upkeep tells: TellEvents.
 --
+--   A worker's code may be unable to run a task: it does not know the name, or its function does not fit the
+--   log. ParkTask makes it waiting, for nothing but other code: the task is parked. UnparkTasks makes it
+--   queued when there is code that has not tried it.
+--
 --   A worker may die, or a run take too long: TakeBackTasks makes the task queued again, or failed
 --   if that was its last attempt.
 --
@@ -27,6 +31,12 @@
 create table workers (
     id          bigint generated always as identity primary key,
     name        text not null,         -- for people; two workers may have the same
+    queue       text not null default 'default',  -- from which it takes tasks
+    version     text not null default '',         -- of its code; '' if nobody said
+    -- What parked_by calls its code. Without a version, whatever starts may be other code.
+    code        text not null generated always as (
+                    case when version = '' then 'worker ' || cast(id as text) else version end
+                ) stored,
     -- The lease. Until then the worker counts as alive, by this database's clock; no other clock
     -- decides anything here.
     alive_until timestamptz not null,
@@ -73,13 +83,15 @@ create table tasks (
     forked_from bigint,                      -- the task whose log its own began with
     fork_position int,                       -- up to this position
     watched    boolean not null default false,  -- somebody waits for its end, and wants a hint
+    version    text not null default '',     -- of the code that began its log, and has to end it; '': any
+    parked_by  text[] not null default '{}', -- the code that has tried it, and could not run it
     created_at timestamptz not null default clock_timestamp(),
     constraint output_if_succeeded check ((status = 'succeeded') = (output is not null)),
     constraint error_if_failed check (status <> 'failed' or error is not null),
     constraint error_of_an_attempt
         check (error is null or status = 'failed' or (attempt > 0 and status <> 'succeeded')),
     constraint waits_for_something
-        check (status <> 'waiting' or run_at is not null or awaits is not null),
+        check (status <> 'waiting' or run_at is not null or awaits is not null or parked_by <> '{}'),
     constraint run_by_a_worker check (
         status <> 'running' or (attempt > 0 and worker_id is not null and started_at is not null)
     )
@@ -95,8 +107,12 @@ with (
 comment on table tasks is 'One row of work: a name, a JSON input and a status.';
 
 -- ClaimTasks reads the first entries of this index. A finished task is not in it: the claim stays as
--- fast with a million finished tasks in the table as with none.
-create index tasks_queued on tasks (queue, priority desc, id) where status = 'queued';
+-- fast with a million finished tasks in the table as with none, and with a million of other versions.
+create index tasks_queued on tasks (queue, version, priority desc, id) where status = 'queued';
+
+-- UnparkTasks: those that wait for nothing but other code.
+create index tasks_parked on tasks (queue, version, id)
+    where status = 'waiting' and run_at is null and awaits is null;
 
 -- WakeTasks: the first entries are those that are due.
 create index tasks_waiting on tasks (run_at) where status = 'waiting';
@@ -133,18 +149,20 @@ comment on table queue_limits is 'How many tasks of a queue may run at once. No 
 -- What a durable task has done, in the order in which it did it. Kind, name and input say what was
 -- asked for; a later run must ask for the same in the same place. A step's row is written by the run that
 -- did it, and answers every later run; but an error at the end of the log gives way when a later attempt
--- does the step again, unless it was settled, as the function had gone on. All other entries are opened
+-- does the step again, unless it was settled, as the function had gone on. Of what is done at most once,
+-- the row is there before it is begun, as an error that gives way only to what its own run makes of it. A
+-- transaction commits its row with its work. All other entries are opened
 -- by a run, and completed once, by somebody else. A retry by hand deletes a failed step at the end, and
 -- reopens the entries of failed children, unless the function had gone on from them. A fork's log begins
--- with copies.
+-- with copies. A patch is a marker: from there on, the run does what the code of that patch does.
 create table event_log (
     -- Whoever deletes a task deletes its log with it.
     task_id     bigint not null references tasks on delete cascade,
     position    int not null,     -- 1, 2, 3 ... in the order of the calls
     kind        text not null constraint kind_known check (
-                    kind in ('step', 'child', 'timer', 'signal', 'event')
+                    kind in ('step', 'once', 'transaction', 'child', 'timer', 'signal', 'event', 'patch')
                 ),
-    -- The function of the step, or of the child task; what a timer is for; of a message or an event.
+    -- The function of the step, or of the child task; what a timer is for; of a message, event or patch.
     name        text not null,
     input       json not null,    -- its arguments; a duration in seconds, or a moment
     output      json,             -- what it returned
@@ -156,12 +174,16 @@ create table event_log (
     attempt     int not null,     -- by which run
     recorded_at timestamptz not null default clock_timestamp(),
     primary key (task_id, position),
-    constraint output_or_error check (kind <> 'step' or (output is null) <> (error is null)),
-    constraint completed_with_an_answer
-        check (kind = 'step' or (completion is null) = (output is null and error is null)),
+    constraint output_or_error check (
+        kind in ('child', 'timer', 'signal', 'event') or (output is null) <> (error is null)
+    ),
+    constraint completed_with_an_answer check (
+        kind not in ('child', 'timer', 'signal', 'event')
+        or (completion is null) = (output is null and error is null)
+    ),
     constraint child_has_a_task check ((kind = 'child') = (child_id is not null)),
     constraint timer_has_a_time check (kind <> 'timer' or due_at is not null),
-    constraint only_waits_are_due check (due_at is null or kind not in ('step', 'child')),
+    constraint only_waits_are_due check (due_at is null or kind in ('timer', 'signal', 'event')),
     constraint errors_are_settled check (not settled or error is not null)
 );
 
@@ -262,7 +284,8 @@ begin
     end if;
 
     update event_log set output = its_output, error = its_error, completion = its_completion
-    where task_id = its_task and position = its_position and kind <> 'step' and completion is null;
+    where task_id = its_task and position = its_position
+    and kind in ('child', 'timer', 'signal', 'event') and completion is null;
     if not found then
         return false;
     end if;
@@ -393,12 +416,17 @@ revoke execute on function complete_entry, tell_parent, deliver from public;
 -- one of them is even later than that, its task is found by a second look, or by a poll.
 -- Try-locks: nobody waits here. They end with the transaction. Deferred to the commit: a transaction that
 -- stays open for long would otherwise hold one of them all the while.
--- It names no table, and so needs no search_path of its own: to set one would cost each enqueue a tenth.
+-- Each function is named with its schema: to set a search_path would cost each enqueue a tenth. Without either,
+-- a caller could put a `hashtext` of his own first; and from Postgres 18 on, a deferred trigger has the rights of
+-- whoever changed the row, which is the tables' owner if that was tell_parent.
 create function tell_workers() returns trigger language plpgsql as $$
 begin
-    if pg_try_advisory_xact_lock(hashtext(tg_table_schema || ' 1'), hashtext(new.queue))
-    or pg_try_advisory_xact_lock(hashtext(tg_table_schema || ' 2'), hashtext(new.queue)) then
-        perform pg_notify(tg_table_schema, left(new.queue, 100));  -- a payload has a limit, 8,000 bytes
+    if pg_catalog.pg_try_advisory_xact_lock(
+        pg_catalog.hashtext(pg_catalog.concat(tg_table_schema, ' 1')), pg_catalog.hashtext(new.queue)
+    ) or pg_catalog.pg_try_advisory_xact_lock(
+        pg_catalog.hashtext(pg_catalog.concat(tg_table_schema, ' 2')), pg_catalog.hashtext(new.queue)
+    ) then
+        perform pg_catalog.pg_notify(tg_table_schema, pg_catalog.left(new.queue, 100));  -- it has a limit
     end if;
     return null;
 end
@@ -413,7 +441,7 @@ execute function tell_workers();
 -- queue up for the lock.
 create function tell_watchers() returns trigger language plpgsql as $$
 begin
-    perform pg_notify(tg_table_schema, 'end of ' || new.id);
+    perform pg_catalog.pg_notify(tg_table_schema, pg_catalog.concat('end of ', new.id));
     return null;
 end
 $$;
@@ -425,9 +453,12 @@ execute function tell_watchers();
 -- A hint for every worker's upkeep: something has happened. Two at a time, as above.
 create function tell_upkeep() returns trigger language plpgsql as $$
 begin
-    if pg_try_advisory_xact_lock(hashtext(tg_table_schema || ' 1'), hashtext('an event'))
-    or pg_try_advisory_xact_lock(hashtext(tg_table_schema || ' 2'), hashtext('an event')) then
-        perform pg_notify(tg_table_schema, 'an event');
+    if pg_catalog.pg_try_advisory_xact_lock(
+        pg_catalog.hashtext(pg_catalog.concat(tg_table_schema, ' 1')), pg_catalog.hashtext('an event')
+    ) or pg_catalog.pg_try_advisory_xact_lock(
+        pg_catalog.hashtext(pg_catalog.concat(tg_table_schema, ' 2')), pg_catalog.hashtext('an event')
+    ) then
+        perform pg_catalog.pg_notify(tg_table_schema, 'an event');
     end if;
     return null;
 end
@@ -436,3 +467,86 @@ $$;
 create constraint trigger tell_upkeep after insert on events
 deferrable initially deferred for each row
 execute function tell_upkeep();
+
+-- The outbox. What has to leave this database is written down as a task, in the transaction of its reason:
+-- by psql, by a trigger on a table of the shop, by a service in another language. Whoever may execute this
+-- needs no right on the tables: it has their owner's. It checks what `enqueue` in tasks.py checks, but for
+-- the name: only a worker knows which tasks there are.
+create function enqueue(
+    name text,
+    input json,
+    queue text default 'default',
+    priority int default 0,
+    max_attempts int default 5,
+    timeout interval default null,
+    delay interval default null,
+    idempotency_key text default null
+) returns bigint language plpgsql security definer set search_path from current as $$
+#variable_conflict use_column
+declare
+    problem text;
+    its_id bigint;
+    its_input json;
+begin
+    problem := case
+        when name is null or name !~ '^[A-Za-z_][A-Za-z0-9_]{0,99}$'
+            then format('a task is named with 1 to 100 letters, digits and _, not %L', left(name, 50))
+        when queue is null or queue !~ '^[A-Za-z0-9_.-]{1,100}$'
+            then format('a queue is named with 1 to 100 letters, digits, _ . -, not %L', left(queue, 50))
+        when idempotency_key !~ '^[ -~]{1,200}$'
+            then 'an idempotency key is 1 to 200 printable ASCII characters'
+        when priority is null
+            then 'priority is a whole number, not NULL'
+        when max_attempts is null or max_attempts < 1
+            then format('max_attempts is a whole number from 1, not %L', max_attempts)
+        when timeout not between interval '0' and interval '3650 days'
+            then format('timeout is an interval from 0 to 3,650 days, not %L', timeout)
+        when delay not between interval '0' and interval '3650 days'
+            then format('delay is an interval from 0 to 3,650 days, not %L', delay)
+        when input is null
+            then 'the input is JSON, not NULL: JSON has a null of its own'
+        when octet_length(cast(input as text)) > 1000000
+            then format('%s bytes of JSON, and 1,000,000 is the most: keep large data elsewhere and '
+                'pass its address', octet_length(cast(input as text)))
+    end;
+    -- json lets in what no worker can read. jsonb refuses NUL and half a surrogate, with errors of its own.
+    problem := coalesce(problem, case
+        when jsonb_path_exists(
+            cast(input as jsonb), 'strict $.**{200} ? (@.type() == "array" || @.type() == "object")'
+        )
+            then 'lists and objects are nested more than 200 deep'
+        when jsonb_path_exists(cast(input as jsonb), 'strict $.** ? (@ > 1e308 || @ < -1e308)')
+            then 'a number is greater than 1e308: pass it as a string'
+    end);
+    if problem is not null then
+        raise exception using errcode = 'invalid_parameter_value', message = problem;
+    end if;
+
+    insert into tasks (
+        queue, name, input, priority, max_attempts, timeout, idempotency_key, status, run_at
+    )
+    values (
+        queue, name, input, priority, max_attempts, timeout, idempotency_key,
+        case when delay is null then 'queued' else 'waiting' end, clock_timestamp() + delay
+    )
+    on conflict (name, idempotency_key) where idempotency_key is not null do nothing
+    returning id into its_id;
+    if its_id is not null then
+        return its_id;
+    end if;
+
+    select tasks.id, tasks.input into its_id, its_input from tasks
+    where tasks.name = enqueue.name and tasks.idempotency_key = enqueue.idempotency_key;
+    if its_id is null then
+        raise exception 'the task with the key % was just deleted: try again', quote_literal(idempotency_key);
+    end if;
+    if cast(its_input as jsonb) <> cast(input as jsonb) then
+        raise exception using errcode = 'unique_violation', message = format(
+            'the key %L was used for another input: task %s', idempotency_key, its_id
+        );
+    end if;
+    return its_id;
+end
+$$;
+
+revoke execute on function enqueue from public;

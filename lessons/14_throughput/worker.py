@@ -23,6 +23,7 @@ from run import Again, Outcome, Succeeded, run_task, store
 from shared.database import Database
 from timing import Timing
 from upkeep import CHORES, Upkeep
+from versions import check_version, unpark
 from writer import Writer, store_results
 
 MAX_SLOTS = 1000
@@ -39,6 +40,8 @@ class Worker:
     connections: how many of them all slots share. Raises BadInput.
     lease: for how long the worker counts as alive after a heartbeat. When it has run out, other
     workers take its tasks back. grace: for how long `run` waits for running tasks after `stop`.
+    version: of the code. A durable task is run to its end by workers of the version that begins it;
+    without a version, by whoever comes.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Worker:
         name: str,
         *,
         queue: str = "default",
+        version: str = "",
         slots: int = 10,
         connections: int = 5,
         lease: timedelta = timedelta(seconds=10),
@@ -55,6 +59,8 @@ class Worker:
     ) -> None:
         check_name(name)
         check_queue(queue)
+        if version != "":
+            check_version(version)
         check_number("slots", slots, 1, MAX_SLOTS)
         check_number("connections", connections, 1, MAX_SLOTS)
         check_duration("lease", lease, MIN_LEASE)
@@ -62,20 +68,25 @@ class Worker:
         self.name = name
         self.queue = queue
         self.slots = slots
-        self.lease = Lease(name, lease)
+        self.lease = Lease(name, lease, queue, version)
         self.grace = grace
         self.timing = timing
         self._db = db
         self._stops = 0
         self._drained = threading.Event()
-        self._writer = Writer(db.autocommit, connections)
+        self._writer = Writer(db, connections)
         # Task and attempt; only the dispatcher adds, so there are never more than slots.
         self._running: set[tuple[int, int]] = set()
         self._handed_over: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         # What tasks have returned, until the dispatcher stores it. They count as running.
         self._results: deque[tuple[ClaimTasksRow, str]] = deque()
         self._look_again = threading.Event()
-        chores = {"bury": self.lease.bury_others, **CHORES, "give back": self._give_back}
+        chores = {
+            "bury": self.lease.bury_others,
+            **CHORES,
+            "unpark": self._unpark,
+            "give back": self._give_back,
+        }
         self._upkeep = Upkeep(chores, timing.upkeep)
         hints = {queue: self._look_again.set, AN_EVENT: self._upkeep.hint.set}
         self._listener = Listener(db, hints, timing)
@@ -262,3 +273,6 @@ class Worker:
 
     def _give_back(self, queries: Querier) -> None:
         self.lease.give_back(queries, self._running.copy(), self.lease.duration)
+
+    def _unpark(self, queries: Querier) -> list[int]:
+        return unpark(queries, self.lease.worker_id)

@@ -12,6 +12,7 @@ from connection import connect, reconnect, repeat
 from db.queries import ClaimTasksRow, LoadLogRow, Querier
 from group import Group, Run
 from inputs import as_text
+from shared.database import Database
 
 MAX_GROUP_CHARACTERS = 10_000  # of a row; what is longer is written alone
 
@@ -51,18 +52,29 @@ class Lender:
 
 
 class Writer:
-    """What all runs of a worker share. connections: for what is written alone."""
+    """What all runs of a worker share.
 
-    def __init__(self, engine: sa.Engine, connections: int) -> None:
-        self._alone = Lender(engine, connections)
+    connections: for what is written alone; and as many, at most, for functions' own transactions.
+    """
+
+    def __init__(self, db: Database, connections: int) -> None:
+        self._alone = Lender(db.autocommit, connections)
+        self._transactions = Lender(db.engine, connections)
         # Of their own: groups must not wait for runs that wait for a locked row.
-        self._together = Lender(engine, 1)
+        self._together = Lender(db.autocommit, 1)
         self._steps = Group(self._record_steps)
 
     def send(self, statement: Callable[[Querier], T]) -> T:
         """Send it until the database carries it out. Raises what `repeat` raises."""
         with self._alone.lent() as connection:
             return repeat(connection, statement)
+
+    @contextmanager
+    def begin(self) -> Iterator[sa.Connection]:
+        """A transaction for a function's own work. It commits at the end of the `with`."""
+        with self._transactions.lent() as connection, connection.begin():
+            Querier(connection).bound_idle_time()
+            yield connection
 
     def record(self, task: ClaimTasksRow, entry: LoadLogRow) -> bool:
         """Record a step in a group. False: it is not recorded; alone, it will be, or say why."""
@@ -78,8 +90,8 @@ class Writer:
             return {(row.task_id, row.attempt) for row in recorded}
 
     def close(self) -> None:
-        self._alone.close()
-        self._together.close()
+        for lender in (self._alone, self._transactions, self._together):
+            lender.close()
 
 
 def store_results(connection: sa.Connection, results: list[tuple[ClaimTasksRow, str]]) -> set[Run]:

@@ -200,7 +200,8 @@ where parent_id = cast(:p1 as bigint)
 DROP_LAST_ERRORS = """-- name: drop_last_errors \\:exec
 delete from event_log
 where event_log.task_id = any (cast(:p1 as bigint[]))
-and event_log.kind = 'step' and event_log.error is not null and not event_log.settled
+and event_log.kind in ('step', 'once', 'transaction')
+and event_log.error is not null and not event_log.settled
 and event_log.position = (
     select max(last.position) from event_log as last where last.task_id = event_log.task_id
 )
@@ -234,6 +235,20 @@ update tasks
 set status = 'failed', error = cast(:p1 as text)
 where id = :p2 and attempt = :p3 and status = 'running'
 """
+
+
+FIND_ENTRY = """-- name: find_entry \\:one
+select event_log.output, event_log.error from event_log
+join tasks on tasks.id = event_log.task_id and tasks.attempt = event_log.attempt
+where event_log.task_id = :p1 and event_log.position = :p2
+and event_log.attempt = :p3 and tasks.status = 'running'
+"""
+
+
+@dataclasses.dataclass()
+class FindEntryRow:
+    output: Optional[Any]
+    error: Optional[Any]
 
 
 FIND_MESSAGE = """-- name: find_message \\:one
@@ -737,9 +752,9 @@ where (select coalesce(max(last.position), 0) from event_log as last where last.
     in (cast(:p1 as int) - 1, :p1)
 on conflict (task_id, position) do update
 set kind = excluded.kind, name = excluded.name, input = excluded.input,
-    error = case when event_log.kind <> 'step' then event_log.error end,
+    error = case when event_log.kind = excluded.kind then event_log.error end,
     due_at = coalesce(event_log.due_at, excluded.due_at), attempt = excluded.attempt,
-    recorded_at = case when event_log.kind <> 'step' then event_log.recorded_at else excluded.recorded_at end
+    recorded_at = case when event_log.kind = excluded.kind then event_log.recorded_at else excluded.recorded_at end
 where event_log.attempt = excluded.attempt or event_log.error is not null
 """
 
@@ -801,6 +816,26 @@ set cron = excluded.cron, timezone = excluded.timezone, missed = excluded.missed
     end,
     error = null
 where excluded.next_at > clock_timestamp()
+"""
+
+
+RECORD_FIRST = """-- name: record_first \\:execrows
+with run as (
+    select tasks.id from tasks
+    where tasks.id = :p8 and tasks.attempt = :p7 and tasks.status = 'running'
+    for share
+)
+insert into event_log (task_id, position, kind, name, input, output, error, attempt)
+select
+    run.id, :p1, :p2, :p3, cast(:p4 as json), cast(:p5 as json),
+    cast(:p6 as json), :p7
+from run
+where (select coalesce(max(last.position), 0) from event_log as last where last.task_id = run.id)
+    in (cast(:p1 as int) - 1, :p1)
+on conflict (task_id, position) do update
+set kind = excluded.kind, name = excluded.name, input = excluded.input, output = excluded.output,
+    error = excluded.error, attempt = excluded.attempt, recorded_at = excluded.recorded_at
+where event_log.attempt < excluded.attempt and event_log.error is not null
 """
 
 
@@ -1234,6 +1269,15 @@ class Querier:
         result = self._conn.execute(sqlalchemy.text(FAIL_TASK), {"p1": error, "p2": id, "p3": attempt})
         return result.rowcount
 
+    def find_entry(self, *, id: int, position: int, attempt: int) -> Optional[FindEntryRow]:
+        row = self._conn.execute(sqlalchemy.text(FIND_ENTRY), {"p1": id, "p2": position, "p3": attempt}).first()
+        if row is None:
+            return None
+        return FindEntryRow(
+            output=row[0],
+            error=row[1],
+        )
+
     def find_message(self, *, task_id: int, key: str) -> Optional[FindMessageRow]:
         row = self._conn.execute(sqlalchemy.text(FIND_MESSAGE), {"p1": task_id, "p2": key}).first()
         if row is None:
@@ -1529,6 +1573,19 @@ class Querier:
             "p9": max_attempts,
             "p10": timeout,
             "p11": next_at,
+        })
+        return result.rowcount
+
+    def record_first(self, *, position: int, kind: str, name: str, input: Any, output: Optional[Any], error: Optional[Any], attempt: int, id: int) -> int:
+        result = self._conn.execute(sqlalchemy.text(RECORD_FIRST), {
+            "p1": position,
+            "p2": kind,
+            "p3": name,
+            "p4": input,
+            "p5": output,
+            "p6": error,
+            "p7": attempt,
+            "p8": id,
         })
         return result.rowcount
 

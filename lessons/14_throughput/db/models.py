@@ -102,6 +102,8 @@ class Task:
     forked_from: Optional[int]
     fork_position: Optional[int]
     watched: bool
+    version: str
+    parked_by: List[str]
     created_at: datetime.datetime
 
 
@@ -110,5 +112,8 @@ class Worker:
     """A worker that is alive. No row: it is not, and what it runs is taken back."""
     id: int
     name: str
+    queue: str
+    version: str
+    code: str
     alive_until: datetime.datetime
     created_at: datetime.datetime

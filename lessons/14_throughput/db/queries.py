@@ -81,17 +81,29 @@ and event_log.kind = 'event' and event_log.completion is null
 CLAIM_TASKS = """-- name: claim_tasks \\:many
 update tasks
 set status = 'running', attempt = attempt + 1, worker_id = cast(:p1 as bigint),
-    started_at = clock_timestamp()
+    started_at = clock_timestamp(),
+    version = case
+        when name = any (cast(:p2 as text[]))
+        and not exists (select from event_log where event_log.task_id = tasks.id)
+        then (select workers.version from workers where workers.id = cast(:p1 as bigint))
+        else version
+    end
 where id = any (array(
-    select id from tasks
-    where tasks.queue = :p2 and status = 'queued'
-    and cast(:p3 as boolean) = exists (
-        select from queue_limits where queue_limits.queue = :p2
+    select head.id
+    from workers, lateral (select workers.version union select '') as mine (version), lateral (
+        select tasks.id, tasks.priority from tasks
+        where tasks.queue = :p3 and tasks.version = mine.version and status = 'queued'
+        and workers.code <> all (tasks.parked_by)
+        order by priority desc, id
+        limit cast(:p4 as int) + cast(:p5 as int)
+        for update skip locked
+    ) as head
+    where workers.id = cast(:p1 as bigint)
+    and cast(:p6 as boolean) = exists (
+        select from queue_limits where queue_limits.queue = :p3
     )
-    and exists (select from workers where workers.id = cast(:p1 as bigint))
-    order by priority desc, id
-    limit :p5 offset :p4
-    for update skip locked
+    order by head.priority desc, head.id
+    limit cast(:p4 as int) offset cast(:p5 as int)
 ))
 returning id, name, cast(input as text) as input, priority, attempt, max_attempts, log_id,
     uncounted, queue, completions
@@ -188,7 +200,8 @@ where parent_id = cast(:p1 as bigint)
 DROP_LAST_ERRORS = """-- name: drop_last_errors \\:exec
 delete from event_log
 where event_log.task_id = any (cast(:p1 as bigint[]))
-and event_log.kind = 'step' and event_log.error is not null and not event_log.settled
+and event_log.kind in ('step', 'once', 'transaction')
+and event_log.error is not null and not event_log.settled
 and event_log.position = (
     select max(last.position) from event_log as last where last.task_id = event_log.task_id
 )
@@ -222,6 +235,20 @@ update tasks
 set status = 'failed', error = cast(:p1 as text)
 where id = :p2 and attempt = :p3 and status = 'running'
 """
+
+
+FIND_ENTRY = """-- name: find_entry \\:one
+select event_log.output, event_log.error from event_log
+join tasks on tasks.id = event_log.task_id and tasks.attempt = event_log.attempt
+where event_log.task_id = :p1 and event_log.position = :p2
+and event_log.attempt = :p3 and tasks.status = 'running'
+"""
+
+
+@dataclasses.dataclass()
+class FindEntryRow:
+    output: Optional[Any]
+    error: Optional[Any]
 
 
 FIND_MESSAGE = """-- name: find_message \\:one
@@ -307,7 +334,7 @@ class GetScheduleRow:
 
 
 GET_TASK = """-- name: get_task \\:one
-select id, queue, name, input, status, output, error, priority, run_at, timeout, attempt, max_attempts, uncounted, worker_id, started_at, idempotency_key, log_id, parent_id, parent_position, completions, awaits, wake_after, deadline, swept, forked_from, fork_position, watched, created_at from tasks
+select id, queue, name, input, status, output, error, priority, run_at, timeout, attempt, max_attempts, uncounted, worker_id, started_at, idempotency_key, log_id, parent_id, parent_position, completions, awaits, wake_after, deadline, swept, forked_from, fork_position, watched, version, parked_by, created_at from tasks
 where id = :p1
 """
 
@@ -451,8 +478,11 @@ class ListSchedulesRow:
 
 
 LIST_TASKS = """-- name: list_tasks \\:many
-select id, left(name, 100) as name, left(cast(input as text), 200) as input, status,
-    cast(attempt - uncounted as int) as tries, max_attempts,
+select id, left(name, 100) as name, left(cast(input as text), 200) as input,
+    cast(case
+        when status = 'waiting' and run_at is null and awaits is null then 'parked' else status
+    end as text) as status,
+    version, cast(attempt - uncounted as int) as tries, max_attempts,
     worker_id, parent_id,
     left(coalesce(error, cast(output as text), ''), 1000) as outcome
 from tasks
@@ -467,11 +497,41 @@ class ListTasksRow:
     name: str
     input: str
     status: str
+    version: str
     tries: int
     max_attempts: int
     worker_id: Optional[int]
     parent_id: Optional[int]
     outcome: str
+
+
+LIST_VERSIONS = """-- name: list_versions \\:many
+with unfinished as (
+    select version, count(*) as tasks,
+        count(*) filter (where status = 'waiting' and run_at is null and awaits is null) as parked
+    from tasks
+    where status in ('queued', 'running', 'waiting')
+    group by version
+), alive as (
+    select version, count(*) as workers from workers
+    where alive_until > clock_timestamp()
+    group by version
+)
+select cast(coalesce(unfinished.version, alive.version) as text) as version,
+    coalesce(unfinished.tasks, 0) as unfinished, coalesce(unfinished.parked, 0) as parked,
+    coalesce(alive.workers, 0) as workers
+from unfinished
+full join alive on alive.version = unfinished.version
+order by 1
+"""
+
+
+@dataclasses.dataclass()
+class ListVersionsRow:
+    version: str
+    unfinished: int
+    parked: int
+    workers: int
 
 
 LIST_WORKERS = """-- name: list_workers \\:many
@@ -554,6 +614,13 @@ from (values
     ('tell', (
         select min(created_at) from events where not told
     )),
+    ('unpark', (
+        select min(tasks.created_at) from workers
+        join tasks on tasks.queue = workers.queue and tasks.version = any (array[workers.version, ''])
+        where workers.id = :p1
+        and tasks.status = 'waiting' and tasks.run_at is null and tasks.awaits is null
+        and workers.code <> all (tasks.parked_by)
+    )),
     ('cancel', (
         select min(created_at) from tasks where status = 'cancelled' and not swept
     )),
@@ -589,11 +656,15 @@ select cast(
         from queue_limits where queue_limits.queue = :p1
     ), true)
     and exists (
-        select from (
-            select from tasks where tasks.queue = :p1 and status = 'queued'
+        select from workers, lateral (select workers.version union select '') as mine (version),
+        lateral (
+            select from tasks
+            where tasks.queue = :p1 and tasks.version = mine.version and status = 'queued'
+            and workers.code <> all (tasks.parked_by)
             order by priority desc, id
             limit 1
         ) as first
+        where workers.id = cast(:p2 as bigint)
     )
     as boolean) as found
 """
@@ -617,6 +688,21 @@ where not told and not exists (
     select from event_log
     where event_log.kind = 'event' and event_log.name = events.name and event_log.completion is null
 )
+"""
+
+
+MOVE_VERSION = """-- name: move_version \\:execrows
+update tasks
+set version = :p1, parked_by = '{}',
+    status = case
+        when status = 'waiting' and run_at is null and awaits is null then 'queued' else status
+    end
+where tasks.id = any (array(
+    select tasks.id from tasks
+    where tasks.version = :p2 and tasks.status in ('queued', 'running', 'waiting')
+    order by tasks.id desc
+    for update
+))
 """
 
 
@@ -666,10 +752,25 @@ where (select coalesce(max(last.position), 0) from event_log as last where last.
     in (cast(:p1 as int) - 1, :p1)
 on conflict (task_id, position) do update
 set kind = excluded.kind, name = excluded.name, input = excluded.input,
-    error = case when event_log.kind <> 'step' then event_log.error end,
+    error = case when event_log.kind = excluded.kind then event_log.error end,
     due_at = coalesce(event_log.due_at, excluded.due_at), attempt = excluded.attempt,
-    recorded_at = case when event_log.kind <> 'step' then event_log.recorded_at else excluded.recorded_at end
+    recorded_at = case when event_log.kind = excluded.kind then event_log.recorded_at else excluded.recorded_at end
 where event_log.attempt = excluded.attempt or event_log.error is not null
+"""
+
+
+PARK_TASK = """-- name: park_task \\:execrows
+update tasks
+set status = 'waiting', run_at = null, awaits = null, deadline = null, uncounted = uncounted + 1,
+    error = cast(:p1 as text),
+    parked_by = array(
+        select code from unnest(parked_by) as tried (code)
+        where code not like 'worker %' or code in (select workers.code from workers)
+    ) || coalesce(
+        (select workers.code from workers where workers.id = tasks.worker_id),
+        'worker ' || cast(worker_id as text)
+    )
+where tasks.id = :p2 and tasks.attempt = :p3 and tasks.status = 'running'
 """
 
 
@@ -715,6 +816,26 @@ set cron = excluded.cron, timezone = excluded.timezone, missed = excluded.missed
     end,
     error = null
 where excluded.next_at > clock_timestamp()
+"""
+
+
+RECORD_FIRST = """-- name: record_first \\:execrows
+with run as (
+    select tasks.id from tasks
+    where tasks.id = :p8 and tasks.attempt = :p7 and tasks.status = 'running'
+    for share
+)
+insert into event_log (task_id, position, kind, name, input, output, error, attempt)
+select
+    run.id, :p1, :p2, :p3, cast(:p4 as json), cast(:p5 as json),
+    cast(:p6 as json), :p7
+from run
+where (select coalesce(max(last.position), 0) from event_log as last where last.task_id = run.id)
+    in (cast(:p1 as int) - 1, :p1)
+on conflict (task_id, position) do update
+set kind = excluded.kind, name = excluded.name, input = excluded.input, output = excluded.output,
+    error = excluded.error, attempt = excluded.attempt, recorded_at = excluded.recorded_at
+where event_log.attempt < excluded.attempt and event_log.error is not null
 """
 
 
@@ -769,8 +890,8 @@ class RecordStepsRow:
 
 
 REGISTER_WORKER = """-- name: register_worker \\:one
-insert into workers (name, alive_until)
-values (:p1, clock_timestamp() + cast(:p2 as interval))
+insert into workers (name, queue, version, alive_until)
+values (:p1, :p2, :p3, clock_timestamp() + cast(:p4 as interval))
 returning id
 """
 
@@ -789,7 +910,7 @@ REPLAY_TASK = """-- name: replay_task \\:execrows
 update tasks
 set status = 'queued', log_id = gen_random_uuid(), output = null, error = null,
     completions = 0, awaits = null, wake_after = null, deadline = null, uncounted = attempt,
-    swept = false
+    swept = false, version = '', parked_by = '{}'
 where id = :p1 and status in ('succeeded', 'failed', 'cancelled')
 """
 
@@ -799,6 +920,15 @@ update schedules
 set next_at = cast(:p1 as timestamptz), error = null
 where name = :p2 and cron = :p3 and timezone = :p4 and next_at is null
 and cast(:p1 as timestamptz) > clock_timestamp()
+"""
+
+
+RETRY_PARKED = """-- name: retry_parked \\:execrows
+update tasks
+set status = 'queued', parked_by = '{}', error = null
+where id = :p1 and parked_by <> '{}' and (
+    status = 'queued' or status = 'waiting' and run_at is null and awaits is null
+)
 """
 
 
@@ -812,7 +942,7 @@ where id = :p3 and attempt = :p4 and status = 'running'
 
 REVIVE_TASKS = """-- name: revive_tasks \\:execrows
 update tasks
-set status = 'queued', error = null, swept = false
+set status = 'queued', error = null, swept = false, parked_by = '{}'
 where id = any (cast(:p1 as bigint[])) and status in ('failed', 'cancelled')
 """
 
@@ -1052,6 +1182,23 @@ class TellEventsRow:
     completed: bool
 
 
+UNPARK_TASKS = """-- name: unpark_tasks \\:many
+update tasks
+set status = 'queued'
+where id = any (array(
+    select tasks.id from workers
+    join tasks on tasks.queue = workers.queue and tasks.version = any (array[workers.version, ''])
+    where workers.id = cast(:p1 as bigint)
+    and tasks.status = 'waiting' and tasks.run_at is null and tasks.awaits is null
+    and workers.code <> all (tasks.parked_by)
+    order by tasks.id
+    limit :p3 offset :p2
+    for update of tasks skip locked
+))
+returning id
+"""
+
+
 UNREGISTER_WORKER = """-- name: unregister_worker \\:exec
 delete from workers
 where id = :p1
@@ -1110,13 +1257,14 @@ class Querier:
     def catch_event(self, *, task_id: int, position: int) -> None:
         self._conn.execute(sqlalchemy.text(CATCH_EVENT), {"p1": task_id, "p2": position})
 
-    def claim_tasks(self, *, worker_id: int, queue: str, limited: bool, skip: int, at_most: int) -> Iterator[ClaimTasksRow]:
+    def claim_tasks(self, *, worker_id: int, durable_names: List[str], queue: str, at_most: int, skip: int, limited: bool) -> Iterator[ClaimTasksRow]:
         result = self._conn.execute(sqlalchemy.text(CLAIM_TASKS), {
             "p1": worker_id,
-            "p2": queue,
-            "p3": limited,
-            "p4": skip,
-            "p5": at_most,
+            "p2": durable_names,
+            "p3": queue,
+            "p4": at_most,
+            "p5": skip,
+            "p6": limited,
         })
         for row in result:
             yield ClaimTasksRow(
@@ -1194,6 +1342,15 @@ class Querier:
         result = self._conn.execute(sqlalchemy.text(FAIL_TASK), {"p1": error, "p2": id, "p3": attempt})
         return result.rowcount
 
+    def find_entry(self, *, id: int, position: int, attempt: int) -> Optional[FindEntryRow]:
+        row = self._conn.execute(sqlalchemy.text(FIND_ENTRY), {"p1": id, "p2": position, "p3": attempt}).first()
+        if row is None:
+            return None
+        return FindEntryRow(
+            output=row[0],
+            error=row[1],
+        )
+
     def find_message(self, *, task_id: int, key: str) -> Optional[FindMessageRow]:
         row = self._conn.execute(sqlalchemy.text(FIND_MESSAGE), {"p1": task_id, "p2": key}).first()
         if row is None:
@@ -1261,7 +1418,9 @@ class Querier:
             forked_from=row[24],
             fork_position=row[25],
             watched=row[26],
-            created_at=row[27],
+            version=row[27],
+            parked_by=row[28],
+            created_at=row[29],
         )
 
     def give_back_tasks(self, *, worker_id: int, running: List[str], older_than: datetime.timedelta, skip: int, at_most: int) -> Iterator[GiveBackTasksRow]:
@@ -1349,11 +1508,22 @@ class Querier:
                 name=row[1],
                 input=row[2],
                 status=row[3],
-                tries=row[4],
-                max_attempts=row[5],
-                worker_id=row[6],
-                parent_id=row[7],
-                outcome=row[8],
+                version=row[4],
+                tries=row[5],
+                max_attempts=row[6],
+                worker_id=row[7],
+                parent_id=row[8],
+                outcome=row[9],
+            )
+
+    def list_versions(self) -> Iterator[ListVersionsRow]:
+        result = self._conn.execute(sqlalchemy.text(LIST_VERSIONS))
+        for row in result:
+            yield ListVersionsRow(
+                version=row[0],
+                unfinished=row[1],
+                parked=row[2],
+                workers=row[3],
             )
 
     def list_workers(self) -> Iterator[ListWorkersRow]:
@@ -1405,8 +1575,8 @@ class Querier:
                 seconds=row[1],
             )
 
-    def look_for_work(self, *, queue: str) -> Optional[bool]:
-        row = self._conn.execute(sqlalchemy.text(LOOK_FOR_WORK), {"p1": queue}).first()
+    def look_for_work(self, *, queue: str, worker_id: int) -> Optional[bool]:
+        row = self._conn.execute(sqlalchemy.text(LOOK_FOR_WORK), {"p1": queue, "p2": worker_id}).first()
         if row is None:
             return None
         return row[0]
@@ -1416,6 +1586,10 @@ class Querier:
 
     def mark_told(self) -> None:
         self._conn.execute(sqlalchemy.text(MARK_TOLD))
+
+    def move_version(self, *, to_version: str, from_version: str) -> int:
+        result = self._conn.execute(sqlalchemy.text(MOVE_VERSION), {"p1": to_version, "p2": from_version})
+        return result.rowcount
 
     def now(self) -> Optional[datetime.datetime]:
         row = self._conn.execute(sqlalchemy.text(NOW)).first()
@@ -1447,6 +1621,10 @@ class Querier:
         })
         return result.rowcount
 
+    def park_task(self, *, error: str, id: int, attempt: int) -> int:
+        result = self._conn.execute(sqlalchemy.text(PARK_TASK), {"p1": error, "p2": id, "p3": attempt})
+        return result.rowcount
+
     def pause_schedule(self, *, name: str) -> int:
         result = self._conn.execute(sqlalchemy.text(PAUSE_SCHEDULE), {"p1": name})
         return result.rowcount
@@ -1471,6 +1649,19 @@ class Querier:
         })
         return result.rowcount
 
+    def record_first(self, *, position: int, kind: str, name: str, input: Any, output: Optional[Any], error: Optional[Any], attempt: int, id: int) -> int:
+        result = self._conn.execute(sqlalchemy.text(RECORD_FIRST), {
+            "p1": position,
+            "p2": kind,
+            "p3": name,
+            "p4": input,
+            "p5": output,
+            "p6": error,
+            "p7": attempt,
+            "p8": id,
+        })
+        return result.rowcount
+
     def record_step(self, *, position: int, kind: str, name: str, input: Any, output: Optional[Any], error: Optional[Any], attempt: int, id: int) -> int:
         result = self._conn.execute(sqlalchemy.text(RECORD_STEP), {
             "p1": position,
@@ -1492,8 +1683,13 @@ class Querier:
                 attempt=row[1],
             )
 
-    def register_worker(self, *, name: str, lease: datetime.timedelta) -> Optional[int]:
-        row = self._conn.execute(sqlalchemy.text(REGISTER_WORKER), {"p1": name, "p2": lease}).first()
+    def register_worker(self, *, name: str, queue: str, version: str, lease: datetime.timedelta) -> Optional[int]:
+        row = self._conn.execute(sqlalchemy.text(REGISTER_WORKER), {
+            "p1": name,
+            "p2": queue,
+            "p3": version,
+            "p4": lease,
+        }).first()
         if row is None:
             return None
         return row[0]
@@ -1512,6 +1708,10 @@ class Querier:
             "p3": cron,
             "p4": timezone,
         })
+        return result.rowcount
+
+    def retry_parked(self, *, id: int) -> int:
+        result = self._conn.execute(sqlalchemy.text(RETRY_PARKED), {"p1": id})
         return result.rowcount
 
     def retry_task(self, *, delay: datetime.timedelta, error: str, id: int, attempt: int) -> int:
@@ -1616,6 +1816,11 @@ class Querier:
                 position=row[1],
                 completed=row[2],
             )
+
+    def unpark_tasks(self, *, worker_id: int, skip: int, at_most: int) -> Iterator[int]:
+        result = self._conn.execute(sqlalchemy.text(UNPARK_TASKS), {"p1": worker_id, "p2": skip, "p3": at_most})
+        for row in result:
+            yield row[0]
 
     def unregister_worker(self, *, id: int) -> None:
         self._conn.execute(sqlalchemy.text(UNREGISTER_WORKER), {"p1": id})
