@@ -22,8 +22,8 @@ from transactions import transactional
 HERE = Path(__file__).parent
 outside = Outside(HERE)
 
-# id, items, buyer, amount; wait, patience, answers_after: in seconds. What goes wrong, once for each
-# order: die_at, where the worker dies; stop_at, where it stands still; lose_answer, of a COMMIT
+# id, items, buyer, amount; wait, patience, answers_after: in seconds. Once for each order: die_at,
+# where the worker dies; stop_at, where it stands still; lose_answer, of a COMMIT
 Order = dict[str, Any]
 
 

@@ -70,7 +70,7 @@ def three_promises(db: Database) -> None:
     check(balance(db, "cem") == 70, f"ctx.transaction, exactly once: {get(db, order).output}")
     check(
         same_transaction(db, order, "cem"),
-        "its account and its log entry have one xmin: one transaction wrote both",
+        "one transaction wrote account and log: one xmin",
     )
     check(balance(db, "dan") == 70, f"@transactional: the task returned {get(db, now).output}")
 
