@@ -54,7 +54,10 @@ def failed(db: Database) -> None:
         order = begin(db, "sell", {"id": 1})
         coupon = new_task(db)
         wait_until(lambda: status(db, coupon) == "failed", "its tries are used up")
-    feared(status(db, coupon) == "failed", "a new task has failed on a worker that is an old one:")
+    feared(
+        status(db, coupon) == "failed",
+        "a worker with the old code has used up the tries of a new task:",
+    )
     say_error(db, coupon)
     with worker_processes(HERE, "new", options=("--no-parking", "--deploy", "edited")):
         packed(db, order)
@@ -81,7 +84,7 @@ def parked(db: Database) -> None:
     with worker_processes(HERE, "c", options=("--deploy", "patched", "--version", "3")):
         wait_until(lambda: status(db, order) == "succeeded", "it fits")
     check(effects("order 2: card charged") == 1, "version 3 has ended it, and charged it once")
-    check("attempt 1 " in tries(db, order), f"it was {tries(db, order)}")
+    check("attempt 1 " in tries(db, order), f"no attempt was used up: it is {tries(db, order)}")
 
 
 def pinned(db: Database) -> None:
@@ -130,7 +133,7 @@ def hashed() -> None:
     feared(digest(source) != digest(with_comment), "a comment makes a new version")
     with patch.object(app, "charge_card", app.pay):
         same = digest(inspect.getsource(app.sell)) == digest(source)
-    feared(same, "another function in the place of charge_card does not")
+    feared(same, "another function in the place of charge_card makes none")
 
 
 def rehearsed() -> None:
