@@ -20,6 +20,7 @@ from shared.processes import SHORT_LEASE, wait_until, worker_processes, working
 from shared.story import check, count, feared, get, log_of, say, scene, status
 from shared.verbs import verbs
 from signals import send
+from supervisor import supervise
 from tasks import enqueue
 from worker import Worker
 
@@ -157,6 +158,7 @@ main = verbs(
     of_schedules=[pause, resume, delete],
     send=send,
     emit=emit,
+    supervise=supervise,
 )
 
 if __name__ == "__main__":
