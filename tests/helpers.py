@@ -4,6 +4,7 @@ What a lesson's classes are called with, beyond what its README says, is known t
 """
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -147,6 +148,16 @@ def refusing(db, table, when, sqlstate="P0001"):
         execute(db, f"drop sequence {counter}")
 
 
+# From lesson 14 on, many tasks share a statement; alone, it costs what the one before it did.
+TOGETHER = {"record_steps": "record_step", "succeed_tasks": "succeed_task"}
+
+
+def name_of(statement):
+    """Which query of the lesson it is."""
+    (name,) = re.findall(r"-- name: (\w+)", statement)
+    return TOGETHER.get(name, name)
+
+
 # By the hand of a test, what a worker does
 
 
@@ -286,7 +297,7 @@ def run_next(lesson, db, worker, slot, dispatcher):
         return task.id
     worker._writer = writer_on(lesson, slot)
     worker._run(task)
-    worker._store_results(dispatcher)
+    worker._store_together(dispatcher)
     while not worker._handed_over.empty():  # what the group has passed over
         worker._handed_over.get()()
     return task.id
@@ -385,7 +396,10 @@ def hurry(lesson, **timing):
 def writer_on(lesson, connection):
     """From lesson 14 on, runs share connections: here, this one."""
     autocommit = SimpleNamespace(connect=lambda: connection)
-    return lesson.writer.Writer(SimpleNamespace(autocommit=autocommit, engine=own(connection)), 1)
+    db = SimpleNamespace(autocommit=autocommit, engine=own(connection))
+    writer = lesson.writer.Writer(db, 1)
+    writer.open(lambda: True)
+    return writer
 
 
 def own(connection):
@@ -498,43 +512,46 @@ class Killed(BaseException):
 def dies(queue, when, position=1):
     """Let the process die around the record of this position, once."""
 
-    def record(real, values, positions):
-        if position in positions:
-            if when == "after the record":
-                real(**values)
-            raise Killed
-        return real(**values)
+    killed = []
+
+    def record(write, positions):
+        if killed or position not in positions:
+            return write()
+        killed.append(position)
+        if when == "after the record":
+            write()
+        raise Killed
 
     recording(queue, record)
 
 
 def recording(queue, record):
-    """Whenever a run records steps, call record(real, values, positions) instead, until it raises.
+    """Whenever a run records steps, call record(write, positions) instead; it may call write().
 
     From lesson 14 on, a step goes in a group first, and alone if the group passes over it.
     """
     querier = type(queue)
-    names = [name for name in ("record_step", "record_steps") if hasattr(querier, name)]
-    reals = {name: getattr(querier, name) for name in names}
 
-    def replaced(name):
+    def replaced(real, several):
         def method(self, **values):
-            def real(**values):
-                found = reals[name](self, **values)
-                return found if name == "record_step" else list(found)
+            steps = json.loads(values["steps"]) if several else [values]
 
-            several = json.loads(values["steps"]) if name == "record_steps" else [values]
-            try:
-                return record(real, values, [step["position"] for step in several])
-            except BaseException:
-                for name_, method in reals.items():
-                    setattr(querier, name_, method)
-                raise
+            def write():
+                return list(real(self, **values)) if several else real(self, **values)
+
+            return record(write, [step["position"] for step in steps])
 
         return method
 
-    for name in names:
-        setattr(querier, name, replaced(name))
+    querier.record_step = replaced(querier.record_step, several=False)
+    if hasattr(querier, "record_steps"):
+        querier.record_steps = replaced(querier.record_steps, several=True)
+
+
+def break_record(lesson, fault):
+    """Let `fault` be called when a step is about to be recorded."""
+    module = lesson.writer if hasattr(lesson, "writer") else lesson.event_log
+    module.as_text = fault
 
 
 # Tasks

@@ -131,9 +131,9 @@ def test_a_hint_calls_no_function_of_the_callers(lesson, db):
     }
     with db.connect() as connection:  # rolled back: a schema is not of our tables
         connection.execute(f"create schema {db.schema}_own")
-        for function, type in signatures.items():
+        for function, returned in signatures.items():
             connection.execute(
-                f"create function {db.schema}_own.{function} returns {type} language plpgsql"
+                f"create function {db.schema}_own.{function} returns {returned} language plpgsql"
                 f" as $$ begin raise exception 'the caller''s {function}'; end $$"
             )
         connection.execute(f"set search_path to {db.schema}_own, {db.schema}, pg_catalog")
