@@ -17,19 +17,19 @@ def test_2_prefetch(lesson, db):
         begun.append(n)
         assert go_on.wait(30)
 
-    Worker = lesson.worker.Worker
+    worker = lesson.worker.Worker
     with pytest.raises(lesson.inputs.BadInput):
-        Worker(db, "w", prefetch=-1)
+        worker(db, "w", prefetch=-1)
     with db.autocommit.connect() as connection:
         ids = [lesson.tasks.enqueue(connection, "hold", n) for n in range(10)]
 
     def running():
         return sum(task_row(db, id).status == "running" for id in ids)
 
-    with working(Worker(db, "w", slots=2, prefetch=3)):
+    with working(worker(db, "w", slots=2, prefetch=3)):
         wait_until(lambda: running() == 5, "two run, and three have been claimed ahead", 10)
         wait_until(lambda: len(begun) == 2, "both slots are busy")
-        with working(Worker(db, "x", slots=1)):
+        with working(worker(db, "x", slots=1)):
             wait_until(lambda: running() == 6, "by default, nothing is claimed ahead", 10)
             go_on.set()
             for id in ids:
