@@ -223,8 +223,8 @@ def test_a_reply_that_is_lost_after_the_commit(lesson, db):
     with queries(lesson, db) as queue:
         tries = []
 
-        def record(real, values, _positions):
-            tries.append(real(**values))
+        def record(write, _positions):
+            tries.append(write())
             if len(tries) == 1:
                 raise sa.exc.OperationalError("insert", None, psycopg.OperationalError("gone"))
             return tries[-1]
@@ -232,5 +232,5 @@ def test_a_reply_that_is_lost_after_the_commit(lesson, db):
         recording(queue, record)
         ctx = make_context(lesson, queue, task)
         assert ctx.step(lambda key: calls.append(key)) is None
-        assert tries == [1, 1]
+        assert [bool(rows) for rows in tries] == [True, True]
     assert len(calls) == len(log_of(db, id)) == 1

@@ -12,6 +12,7 @@ from tests.helpers import (
     ENDED,
     REFUSALS,
     attempt,
+    break_record,
     claim_one,
     enqueue,
     execute,
@@ -20,6 +21,7 @@ from tests.helpers import (
     program,
     queries,
     record,
+    recording,
     refusing,
     run_once,
 )
@@ -142,14 +144,14 @@ class EngineError(Exception):
     """A fault of the engine, or of a library."""
 
 
-def test_any_other_error_while_recording_interrupts_the_run_too(lesson, db, monkeypatch):
+def test_any_other_error_while_recording_interrupts_the_run_too(lesson, db):
     id = new_task(lesson, db)
 
-    def record_step(*_, **__):
+    def fault(*_):
         raise EngineError("a fault")
 
     with attempt(lesson, db, id) as (ctx, queue):
-        monkeypatch.setattr(type(queue), "record_step", record_step)
+        recording(queue, fault)
         with pytest.raises(lesson.fence.Refused, match="a fault"):
             ctx.step(charge)
 
@@ -265,7 +267,7 @@ def test_an_error_that_cannot_be_described_is_recorded(lesson, db):
     assert [entry.error["type"] for entry in log_of(db, id)] == ["E" * 200]
 
 
-def test_a_fault_of_the_engine_after_a_step_ends_the_run(lesson, db, monkeypatch):
+def test_a_fault_of_the_engine_after_a_step_ends_the_run(lesson, db):
     """Whatever it is, and wherever it comes from: the function must not take it for its own."""
 
     def fault(*_):
@@ -273,7 +275,7 @@ def test_a_fault_of_the_engine_after_a_step_ends_the_run(lesson, db, monkeypatch
 
     program(lesson, buy, "buy")
     id = enqueue(lesson, db, "buy")
-    monkeypatch.setattr(lesson.event_log, "as_text", fault)
+    break_record(lesson, fault)
     row = run_once(lesson, db, id)
     assert row.status == "failed"
     assert row.error.startswith("Hopeless: MemoryError")

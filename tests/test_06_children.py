@@ -24,6 +24,7 @@ from tests.helpers import (
     only,
     queries,
     spawn,
+    spawned,
     statuses,
     suspended,
     take_back,
@@ -243,6 +244,7 @@ def test_a_child_and_its_entry_are_written_in_one_statement(lesson, db):
         )
         ctx = make_context(lesson, lesson.queries.Querier(connection), task)
         ctx.spawn(double, 1)
+        spawned(ctx)
         assert len(statements) == 1
         connection.rollback()  # what a killed worker's connection does
     assert (log_of(db, id), statuses(db)) == ([], {"running": 1})

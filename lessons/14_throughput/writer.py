@@ -6,7 +6,6 @@ from queue import Empty, LifoQueue
 from typing import TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
 
 from connection import connect, reconnect, repeat
 from db.queries import ClaimTasksRow, LoadLogRow, Querier
@@ -100,6 +99,6 @@ def together(connection: sa.Connection, statement: Callable[[Querier], Iterable[
     """
     try:
         return list(statement(Querier(connection)))
-    except DBAPIError as error:
+    except Exception as error:
         reconnect(connection, error, 0)
         return []
