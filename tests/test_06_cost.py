@@ -1,7 +1,6 @@
 """Lesson 06: what a workflow costs, and what a waiting task does not."""
 
 import os
-import re
 import time
 from collections import Counter
 from pathlib import Path
@@ -12,7 +11,7 @@ import sqlalchemy as sa
 from shared.lessons import lessons
 from shared.processes import wait_until, worker_processes
 from shared.testing import wait_for_status, working
-from tests.helpers import enqueue_all, execute, statuses
+from tests.helpers import enqueue_all, execute, name_of, statuses
 
 WAITING = int(os.environ.get("WAITING", "2000"))  # durable tasks wait at once in the newest lesson
 
@@ -33,7 +32,7 @@ def test_a_workflow_of_ten_steps_takes_twelve_statements(lesson, db):
     noted: list[str] = []
 
     def note(_connection, _cursor, statement, *_):
-        noted.append(re.findall(r"-- name: (\w+)", statement)[0])
+        noted.append(name_of(statement))
 
     sa.event.listen(sa.Engine, "before_cursor_execute", note)
     try:

@@ -27,6 +27,7 @@ from tests.helpers import (
     needs,
     queries,
     spawn,
+    spawned,
     statuses,
     submitted,
     suspended,
@@ -43,6 +44,7 @@ def test_of_two_runs_of_one_task_only_one_can_write(lesson, db):
         zombies = [stack.enter_context(context(lesson, db, old)) for _ in range(6)]
         for waits in zombies[2::3]:
             child_of_old = waits.spawn(double, 0)
+            spawned(waits)
         drop_workers(db)
         assert take_back(lesson, db) == {id: "queued"}
         for running in (False, True):
@@ -52,7 +54,7 @@ def test_of_two_runs_of_one_task_only_one_can_write(lesson, db):
             does, spawns, waits = zombies[:3] if running else zombies[3:]
             for write in (
                 lambda does=does: does.step(str),
-                lambda spawns=spawns: spawns.spawn(double, 1),
+                lambda spawns=spawns: (spawns.spawn(double, 1), spawned(spawns)),
                 lambda waits=waits: waits.result(child_of_old),
             ):
                 with pytest.raises(lesson.fence.LostTask):

@@ -18,6 +18,7 @@ from tests.helpers import (
     new_task,
     program,
     run_once,
+    spawned,
     suspended,
 )
 
@@ -201,6 +202,7 @@ def test_the_news_of_a_child_that_were_edited_by_hand_fail_its_parent_at_once(le
 
     def waits(ctx, _input):
         pending = ctx.spawn(double, 1)
+        spawned(ctx)
         execute(db, "update tasks set status = 'failed', error = 'E: no', attempt = 1"
                     " where parent_id is not null")  # fmt: skip
         execute(db, "update event_log set error = '{}'")

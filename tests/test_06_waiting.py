@@ -24,6 +24,7 @@ from tests.helpers import (
     in_threads,
     log_of,
     queries,
+    spawned,
     statuses,
     submitted,
     suspend,
@@ -48,6 +49,7 @@ def test_a_child_that_ends_just_before_its_parent_suspends_is_not_missed(lesson,
     id = enqueue(lesson, db, "run_double", 1)
     with context(lesson, db, claim_one(lesson, db)) as ctx:
         child = ctx.spawn(double, 1)
+        spawned(ctx)
         # The run does not know of this end yet.
         assert finish(lesson, db, claim_one(lesson, db), "2") == 1
         with queries(lesson, db) as queue:

@@ -27,6 +27,7 @@ from tests.helpers import (
     queries,
     several,
     spawn,
+    spawned,
     statuses,
     suspended,
     upkeep_rounds,
@@ -80,6 +81,7 @@ def test_a_cancelled_task_that_runs_loses_its_writes(lesson, db):
         queue.cancel_task(id=id)
         with pytest.raises(lesson.fence.LostTask):
             ctx.spawn(double, 1)
+            spawned(ctx)
     assert statuses(db) == {"cancelled": 1}
 
 

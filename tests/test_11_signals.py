@@ -1,6 +1,5 @@
 """Lesson 11: a task waits for what is sent to it; that is never lost, and never read twice."""
 
-import re
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -20,6 +19,7 @@ from tests.helpers import (
     execute,
     hurry,
     log_of,
+    name_of,
     new_task,
     program,
     queries,
@@ -99,7 +99,7 @@ def test_who_waits_has_no_slot_and_costs_four_statements(lesson, db):
     noted = []
 
     def note(_connection, _cursor, statement, *_):
-        noted.append(re.findall(r"-- name: (\w+)", statement)[0])
+        noted.append(name_of(statement))
 
     with working(lesson.worker.Worker(db, "w", slots=1)):
         sa.event.listen(db.autocommit, "before_cursor_execute", note)

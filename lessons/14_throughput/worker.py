@@ -72,8 +72,9 @@ class Worker:
         # Task and attempt; only the dispatcher adds, so there are never more than slots.
         self._running: set[tuple[int, int]] = set()
         self._handed_over: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        # What tasks have returned, until the dispatcher stores it. They count as running.
+        # What tasks have returned, until it is stored. They count as running.
         self._results: deque[tuple[ClaimTasksRow, str]] = deque()
+        self._returned = threading.Event()
         self._look_again = threading.Event()
         chores = {"bury": self.lease.bury_others, **CHORES, "give back": self._give_back}
         self._upkeep = Upkeep(chores, timing.upkeep)
@@ -93,15 +94,17 @@ class Worker:
         # The first connection goes to the pool, for a claim within a limit.
         try:
             with connect(self._db.engine, self._is_stopping):
-                dispatcher, heart, upkeep = (
-                    connect(self._db.autocommit, self._is_stopping) for _ in range(3)
+                dispatcher, heart, upkeep, results = (
+                    connect(self._db.autocommit, self._is_stopping) for _ in range(4)
                 )
+            self._writer.open(self._is_stopping)
             self._register(dispatcher)
         except Stopped:
             return
         log.info("worker %s: started", self.name)
         threads = [self._thread(self._run_slot) for _ in range(self.slots)]
         threads.append(self._thread(lambda: self._stay_alive(heart)))
+        threads.append(self._thread(lambda: self._store_results(results)))
         threads.append(self._thread(lambda: self._keep_up(upkeep)))
         threads.append(self._thread(lambda: self._listener.run(self._drained)))
         try:
@@ -111,13 +114,15 @@ class Worker:
         finally:
             self._drained.set()
             self._upkeep.hint.set()
+            self._returned.set()
             for _ in range(self.slots):
                 self._handed_over.put(None)
         # Not for a thread that is still in a task: Python cannot stop it, only the process can end.
         # The others end at once, unless the database hangs. No heartbeat may follow `end`.
         for thread in threads[self.slots :] if self._running else threads:
             thread.join(timeout=1)
-        self._writer.close()
+        if not self._running:
+            self._writer.close()
         self.lease.end(self._db, self._running.copy())
         if self._broken:
             raise self._broken
@@ -161,7 +166,6 @@ class Worker:
         quiet = False
         while not self._is_stopping():
             self._look_again.clear()
-            self._store_results(connection)
             worker_id, free_slots = self.lease.worker_id, self.slots - len(self._running)
             try:
                 tasks = claim(
@@ -200,9 +204,19 @@ class Worker:
         while self._running and self._stops < 2 and time.monotonic() < deadline:
             self._look_again.wait(self.timing.poll)
             self._look_again.clear()
-            self._store_results(connection)
 
     def _store_results(self, connection: sa.Connection) -> None:
+        """What tasks have returned, until all is drained.
+
+        A thread and a connection of its own: the dispatcher may have to wait for a queue's limit.
+        """
+        with connection:
+            while not self._drained.is_set():
+                self._returned.wait()
+                self._returned.clear()
+                self._store_together(connection)
+
+    def _store_together(self, connection: sa.Connection) -> None:
         """What was returned since the last time, in one statement and one commit.
 
         What that has passed over a slot stores alone.
@@ -215,6 +229,7 @@ class Worker:
                 self._running.discard((task.id, task.attempt))
             else:
                 self._handed_over.put(partial(self._store, task, Succeeded(output)))
+        self._look_again.set()
 
     def _run_slot(self) -> None:
         """A thread that does what the dispatcher hands over."""
@@ -226,7 +241,7 @@ class Worker:
         outcome = run_task(self._writer, task, self.timing)
         if isinstance(outcome, Succeeded):
             self._results.append((task, outcome.output))
-            self._look_again.set()
+            self._returned.set()
         else:
             self._store(task, outcome)
 

@@ -1,13 +1,15 @@
 """How the runs of a worker write: each statement on a connection that is lent, or in a group."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from queue import Empty, LifoQueue
+from contextlib import contextmanager
+from queue import PriorityQueue
 from typing import TypeVar
 
 import sqlalchemy as sa
+from sqlalchemy.exc import OperationalError
 
-from connection import connect, reconnect, repeat
+from connection import complain, connect, pauses, reconnect, repeat
 from db.queries import ClaimTasksRow, LoadLogRow, Querier
 from group import Group, Run
 from inputs import as_text
@@ -22,41 +24,55 @@ class Lender:
 
     def __init__(self, engine: sa.Engine, count: int) -> None:
         self._engine = engine
-        # The last one in is the first one out, so that no more are made than are needed.
-        self._free: LifoQueue[sa.Connection | None] = LifoQueue()
-        for _ in range(count):
-            self._free.put(None)
+        # By number: those that are made first, so that no more are made than are needed.
+        self._free: PriorityQueue[tuple[bool, int, sa.Connection | None]] = PriorityQueue()
+        for number in range(count):
+            self._free.put((True, number, None))
 
     @contextmanager
     def lent(self) -> Iterator[sa.Connection]:
-        """A connection that nobody else has meanwhile; waits until one is free."""
-        connection = self._free.get()
+        """A connection that nobody else has meanwhile; waits until one is free, or can be made."""
+        pause = pauses()
+        while True:
+            _, number, connection = self._free.get()
+            try:
+                connection = connection or self._engine.connect()
+                break
+            except OperationalError as error:  # the server is full: perhaps one is given back
+                self._free.put((True, number, None))
+                complain(error)
+                time.sleep(next(pause))
         try:
-            connection = connection or connect(self._engine, give_up=lambda: False)
             yield connection
         finally:
-            self._free.put(connection)
+            self._free.put((False, number, connection))
+
+    def open(self, give_up: Callable[[], bool]) -> None:
+        """Make the first one now. Raises Stopped."""
+        _, number, _ = self._free.get()
+        self._free.put((False, number, connect(self._engine, give_up)))
 
     def close(self) -> None:
-        """Those that are not lent. A run that is abandoned may still borrow one, which is made."""
-        free: list[sa.Connection | None] = []
-        with suppress(Empty):
-            while True:
-                free.append(self._free.get_nowait())
-        for connection in free:
+        """When none is lent any more."""
+        while not self._free.empty():
+            _, _, connection = self._free.get()
             if connection:
                 connection.close()
-            self._free.put(None)
 
 
 class Writer:
     """What all runs of a worker share. connections: for what is written alone."""
 
     def __init__(self, engine: sa.Engine, connections: int) -> None:
+        self._engine = engine
         self._alone = Lender(engine, connections)
-        # Of their own: groups must not wait for runs that wait for a locked row.
-        self._together = Lender(engine, 1)
         self._steps = Group(self._record_steps)
+
+    def open(self, give_up: Callable[[], bool]) -> None:
+        """Raises Stopped. What no run can do without is made before a task is claimed."""
+        # Of their own: a group must not wait for runs that wait for a locked row.
+        self._together = connect(self._engine, give_up)
+        self._alone.open(give_up)
 
     def send(self, statement: Callable[[Querier], T]) -> T:
         """Send it until the database carries it out. Raises what `repeat` raises."""
@@ -72,11 +88,11 @@ class Writer:
         )
 
     def _record_steps(self, rows: str) -> set[Run]:
-        with self._together.lent() as connection:
-            recorded = together(connection, lambda queries: queries.record_steps(steps=rows))
-            return {(row.task_id, row.attempt) for row in recorded}
+        recorded = together(self._together, lambda queries: queries.record_steps(steps=rows))
+        return {(row.task_id, row.attempt) for row in recorded}
 
     def close(self) -> None:
+        """When no run is left."""
         self._alone.close()
         self._together.close()
 
