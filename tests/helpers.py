@@ -390,6 +390,7 @@ def make_context(lesson, queue, task):
 def fences(lesson, db, tasks):
     """From lesson 14 on: the fences of runs of one worker, and the group of their steps."""
     writer = lesson.writer.Writer(db.autocommit, 2)
+    writer.open(lambda: False)
     try:
         yield [lesson.fence.Fence(writer, task) for task in tasks], writer._steps
     finally:
