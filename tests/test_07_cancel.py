@@ -27,7 +27,6 @@ from tests.helpers import (
     queries,
     several,
     spawn,
-    spawned,
     statuses,
     suspended,
     upkeep_rounds,
@@ -80,8 +79,7 @@ def test_a_cancelled_task_that_runs_loses_its_writes(lesson, db):
     with context(lesson, db, task) as ctx, queries(lesson, db) as queue:
         queue.cancel_task(id=id)
         with pytest.raises(lesson.fence.LostTask):
-            ctx.spawn(double, 1)
-            spawned(ctx)
+            ctx.run(double, 1)
     assert statuses(db) == {"cancelled": 1}
 
 

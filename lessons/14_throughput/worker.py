@@ -110,7 +110,7 @@ class Worker:
         try:
             with dispatcher:
                 self._dispatch(dispatcher)
-                self._drain(dispatcher)
+                self._drain()
         finally:
             self._drained.set()
             self._upkeep.hint.set()
@@ -195,7 +195,7 @@ class Worker:
                 return True
         return False
 
-    def _drain(self, connection: sa.Connection) -> None:
+    def _drain(self) -> None:
         """Wait for the running tasks: until the grace period ends, or until the second `stop`."""
         if self._running:
             message = "worker %s: stopping, %d still running; Ctrl-C again abandons them"
