@@ -6,7 +6,6 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-import pytest
 import sqlalchemy as sa
 
 from shared.processes import wait_until, within, working
@@ -131,20 +130,29 @@ def test_each_row_of_a_group_has_a_fence_of_its_own(lesson, db):
     assert [len(log_of(db, task.id)) for task in (old, cancelled, right)] == [0, 0, 1]
 
 
-@pytest.mark.parametrize("what", ["steps", "results"])
-def test_a_row_that_somebody_holds_stops_no_other(lesson, db, what):
+def test_a_held_row_keeps_no_other_step_from_being_recorded(lesson, db):
     tasks = running(lesson, db, 3)
-    with db.engine.begin() as psql, db.autocommit.connect() as connection:
-        psql.exec_driver_sql(f"select from tasks where id = {tasks[1].id} for update")
-        patiently(connection, 2)
-        queue = lesson.queries.Querier(connection)
-        if what == "steps":
-            rows = ",".join(step_of(task) for task in tasks)
-            written = {row.task_id for row in queue.record_steps(steps=f"[{rows}]")}
-        else:
-            rows = ",".join(result_of(task) for task in tasks)
-            written = {row.id for row in queue.succeed_tasks(results=f"[{rows}]")}
+    with held(lesson, db, tasks[1].id) as queue:
+        rows = ",".join(step_of(task) for task in tasks)
+        written = {row.task_id for row in queue.record_steps(steps=f"[{rows}]")}
     assert written == {tasks[0].id, tasks[2].id}
+
+
+def test_a_held_row_keeps_no_other_result_from_being_stored(lesson, db):
+    tasks = running(lesson, db, 3)
+    with held(lesson, db, tasks[1].id) as queue:
+        rows = ",".join(result_of(task) for task in tasks)
+        written = {row.id for row in queue.succeed_tasks(results=f"[{rows}]")}
+    assert written == {tasks[0].id, tasks[2].id}
+
+
+@contextmanager
+def held(lesson, db, id):
+    """Somebody holds the row of this task; queries on a connection that does not wait for ever."""
+    with db.engine.begin() as psql, db.autocommit.connect() as connection:
+        psql.exec_driver_sql(f"select from tasks where id = {id} for update")
+        patiently(connection, 2)
+        yield lesson.queries.Querier(connection)
 
 
 def test_the_end_of_a_child_does_not_wait_for_its_parents_row(lesson, db):
@@ -155,12 +163,9 @@ def test_the_end_of_a_child_does_not_wait_for_its_parents_row(lesson, db):
     child = claim_one(lesson, db)
     (alone,) = running(lesson, db, 1)
     rows = f"[{result_of(child)},{result_of(alone)}]"
-    with db.engine.begin() as psql, db.autocommit.connect() as connection:
-        psql.exec_driver_sql(f"select from tasks where id = {parent} for update")
-        patiently(connection, 2)
-        queue = lesson.queries.Querier(connection)
+    with held(lesson, db, parent) as queue:
         assert [row.id for row in queue.succeed_tasks(results=rows)] == [alone.id]
-        psql.rollback()
+    with queries(lesson, db) as queue:
         assert [row.id for row in queue.succeed_tasks(results=rows)] == [child.id]
 
 
