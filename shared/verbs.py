@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, timedelta
@@ -14,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from shared.database import Database, open_database
+from shared.processes import stop_with_parent
 from shared.story import console, give_up_output, printable, say, say_logs
 
 # A keyword parameter of the lesson's Worker or enqueue is an option if it has a text here.
@@ -22,6 +24,7 @@ WORKER = {
     "slots": "how many tasks it runs side by side",
     "lease": "seconds of silence until it is dead",
     "grace": "seconds for running tasks at the end",
+    "connections": "how many of them all slots share",
 }
 ENQUEUE = {
     "queue": "the queue into which it goes",
@@ -130,6 +133,7 @@ def verbs(
     of_schedules: Sequence[OfSchedule] = (),
     send: Callable[..., None] | None = None,
     emit: Callable[[sa.Connection, str, Any], bool] | None = None,
+    supervise: Callable[[list[str], int], None] | None = None,
 ) -> click.Group:
     """The group with all the verbs of a lesson, whose functions say with a ValueError what is bad.
 
@@ -138,9 +142,12 @@ def verbs(
     result: waits for a task's end, until the time is over.
     schedule: sets one. of_schedules: what else is done to one; the verb has the function's name.
     send: a message to one task. emit: an event for all; False: it had happened before.
+    supervise: keeps so many processes running, each of which the command starts.
     """
     main = group(lesson, story)
     add_worker(main, lesson, worker)
+    if supervise is not None:
+        add_workers(main, lesson, worker, supervise)
     add_enqueue(main, lesson, enqueue)
     add_status(main, lesson, querier)
     if hasattr(querier, "load_log"):
@@ -189,6 +196,34 @@ def add_worker(main: click.Group, lesson: Path, worker: type[Any]) -> None:
                 running.run()
             finally:
                 give_up_output()
+
+
+def add_workers(
+    main: click.Group,
+    lesson: Path,
+    worker: type[Any],
+    supervise: Callable[[list[str], int], None],
+) -> None:
+    processes = click.Option(
+        ["--processes"],
+        type=click.IntRange(1, 100),
+        default=2,
+        show_default=True,
+        help="how many workers",
+    )
+    params = options(worker.__init__, WORKER)
+    stop = "Ctrl-C stops them all; a second one does not wait for what is running"
+
+    @main.command("workers", params=[processes, *params], help=f"Several worker processes. {stop}.")
+    def workers_verb(processes: int, **given: Any) -> None:
+        stop_with_parent()
+        say_logs()
+        command = [sys.executable, str(lesson / "main.py"), "worker"]
+        for name, value in without_none(given).items():
+            seconds = isinstance(value, timedelta)
+            command += [flag(name), str(value.total_seconds() if seconds else value)]
+        supervise(command, processes)
+        give_up_output()
 
 
 def add_enqueue(main: click.Group, lesson: Path, enqueue: Callable[..., int]) -> None:

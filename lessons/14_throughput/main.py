@@ -25,6 +25,7 @@ from shared.processes import SHORT_LEASE, WorkerProcess, wait_until, worker_proc
 from shared.story import check, count, feared, get, log_of, say, say_logs, scene, status
 from shared.verbs import verbs
 from signals import send
+from supervisor import supervise
 from tasks import enqueue
 from worker import Worker, log
 
@@ -289,6 +290,7 @@ main = verbs(
     of_schedules=[pause, resume, delete],
     send=send,
     emit=emit,
+    supervise=supervise,
 )
 
 if __name__ == "__main__":

@@ -13,6 +13,18 @@ values (
 on conflict (name, idempotency_key) where idempotency_key is not null do nothing
 returning id;
 
+-- name: EnqueueTasks :many
+-- One name, one set of options, many inputs. The ids are given out in the order of the inputs: that is what
+-- `order by` is for. `returning` keeps no order: the caller sorts.
+insert into tasks (queue, name, input, priority, max_attempts, timeout, status, run_at)
+select
+    @queue, @name, given.input, @priority, @max_attempts, cast(sqlc.narg(timeout) as interval),
+    case when cast(sqlc.narg(delay) as interval) is null then 'queued' else 'waiting' end,
+    clock_timestamp() + cast(sqlc.narg(delay) as interval)
+from json_array_elements(cast(@inputs as json)) with ordinality as given (input, place)
+order by given.place
+returning id;
+
 -- name: FindTask :one
 select id, input from tasks
 where name = @name and idempotency_key = cast(@idempotency_key as text);

@@ -217,6 +217,18 @@ returning id
 """
 
 
+ENQUEUE_TASKS = """-- name: enqueue_tasks \\:many
+insert into tasks (queue, name, input, priority, max_attempts, timeout, status, run_at)
+select
+    :p1, :p2, given.input, :p3, :p4, cast(:p5 as interval),
+    case when cast(:p6 as interval) is null then 'queued' else 'waiting' end,
+    clock_timestamp() + cast(:p6 as interval)
+from json_array_elements(cast(:p7 as json)) with ordinality as given (input, place)
+order by given.place
+returning id
+"""
+
+
 FAIL_TASK = """-- name: fail_task \\:execrows
 update tasks
 set status = 'failed', error = cast(:p1 as text)
@@ -1189,6 +1201,19 @@ class Querier:
         if row is None:
             return None
         return row[0]
+
+    def enqueue_tasks(self, *, queue: str, name: str, priority: int, max_attempts: int, timeout: Optional[datetime.timedelta], delay: Optional[datetime.timedelta], inputs: Any) -> Iterator[int]:
+        result = self._conn.execute(sqlalchemy.text(ENQUEUE_TASKS), {
+            "p1": queue,
+            "p2": name,
+            "p3": priority,
+            "p4": max_attempts,
+            "p5": timeout,
+            "p6": delay,
+            "p7": inputs,
+        })
+        for row in result:
+            yield row[0]
 
     def fail_task(self, *, error: str, id: int, attempt: int) -> int:
         result = self._conn.execute(sqlalchemy.text(FAIL_TASK), {"p1": error, "p2": id, "p3": attempt})
