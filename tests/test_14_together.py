@@ -1,17 +1,23 @@
 """Lesson 14: what is written at the same moment is written together, and nobody waits."""
 
+import os
 import re
+import signal
+import subprocess
+import sys
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+import pytest
 import sqlalchemy as sa
 
 from shared.processes import wait_until, within, working
 from shared.testing import wait_for_status
 from tests.helpers import (
     by_hand,
+    claim,
     claim_one,
     context,
     define,
@@ -23,6 +29,7 @@ from tests.helpers import (
     patiently,
     program,
     queries,
+    register,
     several,
     statuses,
     waiting_in,
@@ -266,3 +273,60 @@ def test_children_are_written_together_before_anything_else(lesson, db):
     assert [entry.kind for entry in log] == ["child"] * 250 + ["step", "child"]
     children = [entry.child_id for entry in log if entry.child_id]
     assert children == sorted(children), "their ids are in the order of their positions"
+
+
+def test_many_are_enqueued_by_one_statement_in_the_order_of_the_inputs(lesson, db):
+    inputs = ["b", None, [1e300], "a", *range(500)]
+
+    def do():
+        with db.engine.begin() as connection:
+            ids.extend(lesson.bulk.enqueue_many(connection, "nothing", inputs, priority=3))
+
+    ids = []
+    assert sent(do) == {"enqueue_tasks": 1}
+    assert ids == sorted(ids)
+    rows = execute(db, "select id, input, priority, status from tasks order by id")
+    assert rows == [(id, input, 3, "queued") for id, input in zip(ids, inputs, strict=True)]
+    with db.engine.begin() as connection, pytest.raises(lesson.inputs.BadInput):
+        lesson.bulk.enqueue_many(connection, "nothing", [1, float("nan")])
+    assert len(statuses(db)) == 1, "all of them, or none"
+
+
+def test_a_claim_and_an_end_leave_a_row_on_its_page(lesson, db):
+    """So they need no entry in the log of the database for the rest of the row."""
+    pages = "select id, ctid::text::point from tasks order by id"
+    several(lesson, db, 200)
+    before = execute(db, pages)
+    while tasks := claim(lesson, db, register(lesson, db), 20):
+        rows = ",".join(
+            f'{{"id": {id}, "attempt": {attempt}, "output": 1}}' for id, attempt in tasks
+        )
+        with queries(lesson, db) as queue:
+            assert len(list(queue.succeed_tasks(results=f"[{rows}]"))) == len(tasks)
+    assert statuses(db) == {"succeeded": 200}
+    page = [point.partition(",")[0] for _, point in before]
+    assert [point.partition(",")[0] for _, point in execute(db, pages)] == page
+
+
+def test_a_worker_process_that_dies_is_started_again_and_a_signal_stops_all(lesson, db):
+    alive = (
+        "select distinct split_part(application_name, ' ', 2)::int from pg_stat_activity"
+        " where application_name like %s and application_name <> %s"
+    )
+
+    def pids():
+        return {
+            pid for (pid,) in execute(db, alive, f"{db.schema} %", f"{db.schema} {os.getpid()}")
+        }
+
+    command = [sys.executable, "main.py", "workers", "--processes", "2", "--lease", "1"]
+    with subprocess.Popen(command, cwd=lesson.path, stdout=subprocess.DEVNULL) as supervisor:
+        try:
+            wait_until(lambda: len(pids()) == 2, "two workers are there")
+            first = min(pids())
+            os.kill(first, signal.SIGKILL)
+            wait_until(lambda: len(pids()) == 2 and first not in pids(), "there are two again")
+        finally:
+            supervisor.terminate()
+        assert supervisor.wait(within(20)) == 0
+    wait_until(lambda: not pids(), "all are gone")

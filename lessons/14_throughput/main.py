@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy.event import listen, remove
 
 import app
+from bulk import enqueue_many
 from claim import limit_queue
 from control import cancel, fork, replay, retry
 from db.queries import ClaimTasksRow, Querier
@@ -210,8 +211,7 @@ def fill(db: Database, name: str, inputs: Any, more: bool = False) -> None:
             app.outside.forget()
             connection.exec_driver_sql("truncate tasks, workers, event_log, messages")
             connection.exec_driver_sql("alter sequence tasks_id_seq restart")
-        for input in inputs:
-            enqueue(connection, name, input)
+        enqueue_many(connection, name, list(inputs))
 
 
 def drain(db: Database, worker: Worker) -> Cost:
@@ -234,6 +234,8 @@ def drain(db: Database, worker: Worker) -> Cost:
                 " where application_name = current_setting('application_name')"
             )
             cost.connections = sessions.rowcount - 2  # without this one, and that of the story
+    if failed := count(db, "failed"):
+        check(False, f"{failed} tasks have failed")
     return cost
 
 
