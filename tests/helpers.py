@@ -420,6 +420,22 @@ def make_context(lesson, queue, task):
     return lesson.context.Context(make_fence(lesson, queue, task))
 
 
+@contextmanager
+def fences(lesson, db, tasks):
+    """From lesson 14 on: the fences of runs of one worker, and the group of their steps."""
+    writer = lesson.writer.Writer(db.autocommit, 2)
+    writer.open(lambda: False)
+    try:
+        yield [lesson.fence.Fence(writer, task) for task in tasks], writer._steps
+    finally:
+        writer.close()
+
+
+def waiting_in(group):
+    """How many threads wait to be written."""
+    return len(group._waiting)
+
+
 def spawned(ctx):
     """From lesson 14 on, children are written when the function asks for something else."""
     if hasattr(ctx._log, "_write_children"):
