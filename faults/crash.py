@@ -100,7 +100,7 @@ class Watched:
         """kill -9, and wait until the server has noticed."""
         self._nursery.kill(pid)
         name = f"{self.db.schema} {pid}"
-        sessions = "select from pg_stat_activity where application_name = %s"
+        sessions = "select 1 from pg_stat_activity where application_name = %s"
         wait_until(lambda: not self.rows(sessions, name), "the victim has no session")
 
     def end_leases(self) -> None:
@@ -150,6 +150,8 @@ class CrashTest(Watched):
     def prepare(self) -> None:
         """Let a worker run the workload undisturbed, and count its commits."""
         witness.install(self.db)
+        if hasattr(self.engine, "transactional"):
+            self.rows(workloads.ACCOUNTS)
         self.reset()
         self.run_victim(None, "after")
         self.commits = self._seen
@@ -312,7 +314,22 @@ class CrashTest(Watched):
         if self.number >= 11 and not self.only:
             for sentence, query in (witness.BESIDE, UNREAD, *witness.MESSAGES.items()):
                 found += witness.found(self.db, sentence, query)
+        if hasattr(self.engine, "transactional") and not self.only:
+            found += self._of_transfers()
         return found + self._outside_violations()
+
+    def _of_transfers(self) -> list[str]:
+        """Exactly once: what was moved, and the notes that were enqueued with it. And at most."""
+        amounts = dict(self.rows("select * from crash_accounts"))
+        notes = self.rows("select id from tasks where cast(input as text) in ('110', '120')")
+        booked = self.rows("select 1 from event_log where name = 'book' and output is not null")
+        times = sum(line.startswith("book, ") for line in self.outside.effects())
+        found = [] if amounts == {"from": 70, "to": 130} else [f"30 were to be moved: {amounts}"]
+        if len(notes) != 2:
+            found.append(f"{len(notes)} notes were enqueued with what was moved, not 2")
+        if times > 1 or (booked and times == 0):
+            found.append(f"done {times} times, and {len(booked)} are recorded: book")
+        return found
 
     def _differences(self, id: int, expected: workloads.Expected, row: Any) -> list[str]:
         found: list[str] = []

@@ -99,7 +99,8 @@ $$;
 # Sentences, and queries that must find nothing.
 LOGS: dict[str, LiteralString] = {
     "a step was recorded by an attempt that was not the task's": (
-        "select after, task from history where place = 'event_log' and after ->> 'kind' = 'step'"
+        "select after, task from history where place = 'event_log'"
+        " and after ->> 'kind' in ('step', 'once', 'transaction')"
         " and coalesce(before -> 'settled', 'false') = after -> 'settled'"
         " and statement <> 'fork_task'"
         " and (after -> 'attempt' <> task -> 'attempt' or task ->> 'status' <> 'running')"
@@ -111,9 +112,18 @@ LOGS: dict[str, LiteralString] = {
     ),
     # The same attempt may send it again, if it has not heard the answer.
     "a step was recorded twice": (
-        "select before, after from history where place = 'event_log' and after ->> 'kind' = 'step'"
+        "select before, after from history where place = 'event_log'"
+        " and after ->> 'kind' in ('step', 'once', 'transaction')"
         " and before -> 'ended' = 'true' and before ->> 'error' is null"
         " and (before -> 'attempt', before -> 'output') <> (after -> 'attempt', after -> 'output')"
+    ),
+    "what was recorded in a transaction was changed": (
+        "select before, after from history where before ->> 'kind' = 'transaction'"
+        " and before ->> 'error' is null and before - 'settled' <> after - 'settled'"
+    ),
+    "what is done at most once was recorded by two attempts": (
+        "select before, after from history where before ->> 'kind' = 'once'"
+        " and before -> 'attempt' <> after -> 'attempt'"
     ),
     # Unless it was reopened by hand.
     "the end of a child was told twice": (
@@ -125,7 +135,8 @@ LOGS: dict[str, LiteralString] = {
         " and before -> 'ended' is distinct from 'true') > 1)"
     ),
     "an entry was opened by an attempt that was not the task's": (
-        "select after, task from history where place = 'event_log' and after ->> 'kind' <> 'step'"
+        "select after, task from history where place = 'event_log'"
+        " and after ->> 'kind' not in ('step', 'once', 'transaction')"
         " and after -> 'ended' = 'false' and statement not in ('reopen_entries', 'fork_task')"
         " and (after -> 'attempt' <> task -> 'attempt' or task ->> 'status' <> 'running')"
     ),

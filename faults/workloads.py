@@ -32,7 +32,14 @@ TASKS = {
     "which has happened; then waits for a letter, and for an event; the step take_note",
     "send_letter": "sends that letter, with a key",
     "bring_post": "emits that event, and stays until it is told",
+    "transfers": "durable: a transaction moves 10 to another account and enqueues a note; one that "
+    "would move too much is refused, and is caught; book, at most once, and whatever comes of it",
+    "pay_out": "moves 20, and ends in that transaction",
 }
+# From lesson 12 on. The sum of the amounts is 200 at any moment.
+ACCOUNTS = """
+create table crash_accounts (name text primary key, amount int not null check (amount >= 0));
+"""
 Log = list[tuple[str, str]]  # kind and name of each entry
 NAP = 0.2  # seconds: longer than it takes from a timer's commit to that of the suspension
 
@@ -90,6 +97,8 @@ def register(modules: SimpleNamespace) -> Any:
 
     if hasattr(engine, "durable"):
         register_durable(engine, modules.app, note, lost_for_good)
+    if hasattr(engine, "transactional"):
+        register_transfers(engine, outside)
     return engine
 
 
@@ -186,6 +195,34 @@ def register_durable(engine: Any, app: Any, note: Any, lost_for_good: Any) -> No
             engine.emit(connection, "the post is here", "now")
             untold = sa.text("select from events where not told")
             wait_until(lambda: not connection.execute(untold).all(), "it is told")
+
+
+def register_transfers(engine: Any, outside: Outside) -> None:
+    def move(connection: sa.Connection, amount: int) -> int:
+        change = sa.text("update crash_accounts set amount = amount + :change where name = :name")
+        for name, change_by in (("from", -amount), ("to", amount)):
+            connection.execute(change, {"name": name, "change": change_by})
+        enqueue_note = sa.text("select enqueue('note', to_json(cast(:n as int)))")
+        connection.execute(enqueue_note, {"n": 100 + amount})
+        return amount
+
+    def book(key: str) -> None:
+        outside.record(f"book, key {key}")
+
+    @engine.durable
+    def transfers(ctx: Any, amount: int) -> list[Any]:
+        got: list[Any] = [ctx.transaction(move, amount)]
+        try:
+            ctx.transaction(move, 1000)
+        except engine.StepError as error:
+            got.append(error.type)
+        with suppress(engine.AtMostOnceError):
+            ctx.at_most_once(book)
+        return got
+
+    @engine.transactional
+    def pay_out(connection: sa.Connection, amount: int) -> int:
+        return move(connection, amount)
 
 
 def register_sleepers(modules: SimpleNamespace) -> None:
@@ -313,6 +350,8 @@ def enqueue(engine: Any, number: int, connection: sa.Connection) -> dict[int, Ex
     else:
         if number >= 11:
             expected |= enqueue_answered(engine, connection)
+        if hasattr(engine, "transactional"):
+            expected |= enqueue_transfers(engine, connection)
         home = ["set_out", 10, 11, "NonRetryableError", journeyed(2)]
         log = [*TOUR, *(TIMERS if number >= 9 else []), *HOME]
         expected[add(connection, "tour", None)] = Expected("tour", "succeeded", home, log)
@@ -336,6 +375,16 @@ def enqueue_answered(engine: Any, connection: sa.Connection) -> dict[int, Expect
         id: Expected("answered", "succeeded", got, ANSWERED),
         sender: Expected("send_letter", "succeeded"),
         emitter: Expected("bring_post", "succeeded"),
+    }
+
+
+def enqueue_transfers(engine: Any, connection: sa.Connection) -> dict[int, Expected]:
+    connection.execute(sa.text("insert into crash_accounts values ('from', 100), ('to', 100)"))
+    log: Log = [("transaction", "move"), ("transaction", "move"), ("once", "book")]
+    moved = Expected("transfers", "succeeded", [10, "IntegrityError"], log)
+    return {
+        engine.enqueue(connection, "transfers", 10): moved,
+        engine.enqueue(connection, "pay_out", 20): Expected("pay_out", "succeeded", 20),
     }
 
 
