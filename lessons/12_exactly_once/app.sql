@@ -13,7 +13,7 @@ create table orders (
 );
 
 -- An order and the task that fulfils it are there together, or neither is, whoever inserts the order.
--- With the rights of the tables' owner: whoever may order need not be allowed to enqueue whatever he likes.
+-- With the rights of the tables' owner: whoever may order need not be allowed to enqueue anything else.
 create function enqueue_order() returns trigger
 language plpgsql security definer set search_path from current as $$
 begin
