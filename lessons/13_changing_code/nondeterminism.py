@@ -62,6 +62,7 @@ def excerpt(text: str, other: str) -> str:
 
 ASKED_THROUGH = (
     "context",
+    "rehearsal",
     "patches",
     "events",
     "signals",
