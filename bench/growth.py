@@ -68,7 +68,7 @@ def explain(bench: Bench) -> dict[str, Any]:
         )
         plan = explain_claim(connection, bench.lesson.queries, CLAIMED)
         connection.rollback()
-    read = [scan for scan in scans(plan) if scan["Relation Name"] == "tasks"]
+    read = [scan for scan in scans(plan) if scan.get("Relation Name") == "tasks"]
     return {
         "buffers": buffers(plan),
         "rows": round(sum(rows_read(scan) for scan in read)),
@@ -82,25 +82,36 @@ def explain_claim(
     at_most: int,
     mode: LiteralString = "force_generic_plan",
 ) -> Any:
-    """The plan of a claim that is really carried out: as EXPLAIN (ANALYZE, BUFFERS) gives it.
+    """The plan of a claim."""
+    worker = connection.execute(
+        "insert into workers (name, alive_until) values ('explains', 'infinity') returning id"
+    ).fetchall()[0][0]
+    known: dict[str, Any] = {"worker_id": worker, "queue": "default", "limited": False}
+    known |= {"at_most": at_most, "skip": 0, "durable_names": ["nothing"]}
+    return explain_query(connection, queries, "claim_tasks", known, mode)
+
+
+def explain_query(
+    connection: psycopg.Connection[Any],
+    queries: Any,
+    query: str,
+    values: dict[str, Any],
+    mode: LiteralString,
+) -> Any:
+    """The plan of a query that is really carried out: as EXPLAIN (ANALYZE, BUFFERS) gives it.
 
     queries: the lesson's generated module; what is explained is its own text. mode: a generic plan
     is made without knowing the parameters. A worker gets one too, if Postgres finds it as good:
     psycopg prepares what is run often.
     """
-    worker = connection.execute(
-        "insert into workers (name, alive_until) values ('explains', 'infinity') returning id"
-    ).fetchall()[0][0]
-    known: dict[str, Any] = {"worker_id": worker, "queue": "default", "limited": False}
-    known |= {"at_most": at_most, "skip": 0}
-    text, names = plain(queries, "claim_tasks", r"$\1")
-    values = SQL(", ").join(Literal(known[name]) for name in names)
+    text, names = plain(queries, query, r"$\1")
+    literals = SQL(", ").join(Literal(values[name]) for name in names)
     connection.execute(SQL("set local plan_cache_mode = {}").format(SQL(mode)))
-    connection.execute(f"prepare claim as {text}")
+    connection.execute(f"prepare the_query as {text}")
     explained = connection.execute(
-        SQL("explain (analyze, buffers, format json) execute claim({})").format(values)
+        SQL("explain (analyze, buffers, format json) execute the_query({})").format(literals)
     ).fetchall()
-    connection.execute("deallocate claim")
+    connection.execute("deallocate the_query")
     return explained[0][0][0]["Plan"]
 
 
