@@ -1,7 +1,9 @@
 """The tests that judge a lesson while it is being built, and the proof that they do."""
 
-import sys
+import importlib
+import os
 import tempfile
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,26 +13,15 @@ from shared.lessons import number
 from shared.postgres import server
 from shared.processes import within
 from tools.changes import STORY
+from tools.forked import forked
 from tools.generated import NoPlugin
 from tools.patches import Case, NoReport, cases
 from tools.stages import FILE, Plan, faults, make, plan
-from tools.tree import Course, compared_files, environment, last_line, run
+from tools.tree import Course, compared_files, environment, last_line
 
 TEST_SECONDS = 20  # for each test of a stage: one that hangs is ended
 WHOLE_SECONDS = 120  # for each of the others
 MOST_SECONDS = 600
-# Imports the modules that it is given, and tells which line of which file keeps one from that.
-IMPORTS = """
-import importlib, os, sys, traceback
-for name in sys.argv[1:]:
-    try:
-        importlib.import_module(name)
-    except BaseException as error:
-        files = [f for f in traceback.extract_tb(error.__traceback__) if os.path.isabs(f.filename)]
-        here = [f for f in files if os.path.dirname(f.filename) == os.getcwd()]
-        where = f"{os.path.basename(here[-1].filename)}, line {here[-1].lineno}" if here else name
-        sys.exit(f"{where}: {error}")
-"""
 
 
 def judge(
@@ -56,8 +47,24 @@ def worst(copy: Path, found: list[Case]) -> Case:
 def import_error(copy: Path) -> str:
     """Which module cannot be imported, and which line of which file is to blame."""
     names = sorted(path.stem for path in copy.glob("*.py") if path.name not in STORY)
-    status, text = run([sys.executable, "-c", IMPORTS, *names], copy, environment(), 60)
+    status, text = forked(imports, names, copy, environment(), 60)
     return last_line(text) if status else ""
+
+
+def imports(names: list[str]) -> int:
+    """In the copy's directory."""
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except BaseException as error:
+            frames = traceback.extract_tb(error.__traceback__)
+            here = [f for f in frames if os.path.dirname(f.filename) == os.getcwd()]
+            where = (
+                f"{os.path.basename(here[-1].filename)}, line {here[-1].lineno}" if here else name
+            )
+            print(f"{where}: {error}")
+            return 1
+    return 0
 
 
 def stages(course: Course, lesson: str | None = None) -> Iterator[str]:

@@ -1,7 +1,6 @@
 """A patched copy of a lesson, and how a test ends on it: the ground of breaks and exercises."""
 
 import re
-import sys
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -10,8 +9,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from shared.generated import record, stale
+from tools.forked import forked
 from tools.generated import NoPlugin, differing
-from tools.tree import Course, CourseError, copy_lesson, environment, git, last_line, run
+from tools.tree import Course, CourseError, copy_lesson, environment, git, last_line
 
 SECONDS = 180
 
@@ -107,14 +107,20 @@ def cases(course: Course, copy: Path, *arguments: str, seconds: float = SECONDS)
         configuration = course.root / "pyproject.toml"
         if configuration.exists():  # a test in a copy would else be run without our settings
             options += ["-c", str(configuration), f"--rootdir={course.root}"]
-        command = [sys.executable, "-m", "pytest", *options, *arguments]
-        status, text = run(command, course.root, environment(LESSON=str(copy)), seconds)
+        env = environment(LESSON=str(copy))
+        status, text = forked(run_pytest, [*options, *arguments], course.root, env, seconds)
         if status == 124 or not report.exists():
             raise NoReport(last_line(text))
         found = [case(element) for element in ElementTree.parse(report).getroot().iter("testcase")]
     if not found:
         raise NoReport(last_line(text))
     return found
+
+
+def run_pytest(arguments: list[str]) -> int:
+    import pytest  # in the new process only
+
+    return pytest.main(arguments)
 
 
 def case(element: ElementTree.Element) -> Case:
