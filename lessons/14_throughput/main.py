@@ -110,7 +110,7 @@ def at_once(db: Database) -> None:
         say(f"{slots} slots: {cost.seconds:.2f} s, {cost.connections} connections")
     with db.connect() as connection:
         (limit,) = connection.execute("show max_connections").fetchone() or ("?",)
-    feared(cost.connections > 50, f"each slot holds a connection, and this server has {limit}")
+    feared(cost.connections > 25, f"each slot wants a connection, and this server has {limit}")
 
 
 def too_early(db: Database) -> None:
