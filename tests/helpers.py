@@ -281,7 +281,8 @@ def run_next(lesson, db, worker, slot, dispatcher):
         return task.id
     worker._writer = writer_on(lesson, slot)
     worker._run(task)
-    worker._store_together(dispatcher)
+    while worker._results._waiting:
+        worker._results.store(dispatcher)
     while not worker._handed_over.empty():  # what the group has passed over
         worker._handed_over.get()()
     return task.id
@@ -313,7 +314,7 @@ def break_store(lesson):
     """Let what a worker does with an outcome be an error of the engine itself."""
     lesson.run.store = lambda *_: 1 / 0
     if hasattr(lesson, "writer"):
-        lesson.worker.store_results = lambda *_: ()
+        lesson.results.store_together = lambda *_: None
         lesson.worker.store = lambda *_: 1 / 0
 
 

@@ -3,7 +3,6 @@
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
@@ -19,11 +18,12 @@ from event_log import Suspended
 from inputs import check_duration, check_name, check_number, check_queue, describe
 from lease import Lease
 from listen import AN_EVENT, Listener
+from results import Result, Results
 from run import Again, Outcome, Succeeded, run_task, store
 from shared.database import Database
 from timing import Timing
 from upkeep import CHORES, Upkeep
-from writer import Writer, store_results
+from writer import Writer
 
 MAX_SLOTS = 1000
 MIN_LEASE = timedelta(milliseconds=10)
@@ -35,7 +35,7 @@ class Worker:
     """Runs tasks until `stop` is called. Any number of workers may share a queue.
 
     slots: how many tasks run side by side, each in a thread. One more thread, the dispatcher,
-    claims for all of them, and stores what they return: ten cost hardly more than one.
+    claims for all of them, in one statement: ten cost hardly more than one.
     connections: how many of them all slots share. Raises BadInput.
     lease: for how long the worker counts as alive after a heartbeat. When it has run out, other
     workers take its tasks back. grace: for how long `run` waits for running tasks after `stop`.
@@ -72,9 +72,7 @@ class Worker:
         # Task and attempt; only the dispatcher adds, so there are never more than slots.
         self._running: set[tuple[int, int]] = set()
         self._handed_over: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        # What tasks have returned, until it is stored. They count as running.
-        self._results: deque[tuple[ClaimTasksRow, str]] = deque()
-        self._returned = threading.Event()
+        self._results = Results(self._has_stored, self._store_alone)
         self._look_again = threading.Event()
         chores = {"bury": self.lease.bury_others, **CHORES, "give back": self._give_back}
         self._upkeep = Upkeep(chores, timing.upkeep)
@@ -104,17 +102,18 @@ class Worker:
         log.info("worker %s: started", self.name)
         threads = [self._thread(self._run_slot) for _ in range(self.slots)]
         threads.append(self._thread(lambda: self._stay_alive(heart)))
-        threads.append(self._thread(lambda: self._store_results(results)))
+        # Not the dispatcher: it may have to wait for a queue's limit.
+        threads.append(self._thread(lambda: self._results.keep_storing(results, self._drained)))
         threads.append(self._thread(lambda: self._keep_up(upkeep)))
         threads.append(self._thread(lambda: self._listener.run(self._drained)))
         try:
             with dispatcher:
                 self._dispatch(dispatcher)
-                self._drain()
+            self._drain()
         finally:
             self._drained.set()
             self._upkeep.hint.set()
-            self._returned.set()
+            self._results.added.set()
             for _ in range(self.slots):
                 self._handed_over.put(None)
         # Not for a thread that is still in a task: Python cannot stop it, only the process can end.
@@ -205,45 +204,26 @@ class Worker:
             self._look_again.wait(self.timing.poll)
             self._look_again.clear()
 
-    def _store_results(self, connection: sa.Connection) -> None:
-        """What tasks have returned, until all is drained.
-
-        A thread and a connection of its own: the dispatcher may have to wait for a queue's limit.
-        """
-        with connection:
-            while not self._drained.is_set():
-                self._returned.wait()
-                self._returned.clear()
-                self._store_together(connection)
-
-    def _store_together(self, connection: sa.Connection) -> None:
-        """What was returned since the last time, in one statement and one commit.
-
-        What that has passed over a slot stores alone.
-        """
-        results = [self._results.popleft() for _ in range(len(self._results))]
-        stored = store_results(connection, results) if results else ()
-        for task, output in results:
-            if (task.id, task.attempt) in stored:
-                log.info("task %d succeeded", task.id)
-                self._running.discard((task.id, task.attempt))
-            else:
-                self._handed_over.put(partial(self._store, task, Succeeded(output)))
-        self._look_again.set()
-
     def _run_slot(self) -> None:
         """A thread that does what the dispatcher hands over."""
         while work := self._handed_over.get():
             work()
 
     def _run(self, task: ClaimTasksRow) -> None:
-        """Run it, and leave what it returns to the dispatcher; store any other outcome at once."""
+        """What it returns waits to be stored, and counts as running; what else comes does not wait."""
         outcome = run_task(self._writer, task, self.timing)
         if isinstance(outcome, Succeeded):
-            self._results.append((task, outcome.output))
-            self._returned.set()
+            self._results.add(task, outcome.output)
         else:
             self._store(task, outcome)
+
+    def _has_stored(self, task: ClaimTasksRow) -> None:
+        log.info("task %d succeeded", task.id)
+        self._running.discard((task.id, task.attempt))
+        self._look_again.set()
+
+    def _store_alone(self, result: Result) -> None:
+        self._handed_over.put(partial(self._store, result.task, Succeeded(result.output)))
 
     def _store(self, task: ClaimTasksRow, outcome: Outcome | None) -> None:
         try:

@@ -89,7 +89,7 @@ class Writer:
 
     def _record_steps(self, rows: str) -> set[Run]:
         recorded = together(self._together, lambda queries: queries.record_steps(steps=rows))
-        return {(row.task_id, row.attempt) for row in recorded}
+        return {(row.task_id, row.attempt) for row in recorded or []}
 
     def close(self) -> None:
         """When no run is left."""
@@ -97,19 +97,10 @@ class Writer:
         self._together.close()
 
 
-def store_results(connection: sa.Connection, results: list[tuple[ClaimTasksRow, str]]) -> set[Run]:
-    """Of these tasks and their outputs, those that are stored now."""
-    rows = ",".join(
-        f'{{"id": {task.id}, "attempt": {task.attempt}, "output": {output}}}'
-        for task, output in results
-        if len(output) <= MAX_GROUP_CHARACTERS
-    )
-    stored = together(connection, lambda queries: queries.succeed_tasks(results=f"[{rows}]"))
-    return {(row.id, row.attempt) for row in stored}
-
-
-def together(connection: sa.Connection, statement: Callable[[Querier], Iterable[T]]) -> list[T]:
-    """What it returns: the runs that it has written for. Nothing after an error.
+def together(
+    connection: sa.Connection, statement: Callable[[Querier], Iterable[T]]
+) -> list[T] | None:
+    """What it returns: the runs that it has written for. None after an error.
 
     One row may be poison for all others, so the error says nothing about any of them.
     """
@@ -117,4 +108,4 @@ def together(connection: sa.Connection, statement: Callable[[Querier], Iterable[
         return list(statement(Querier(connection)))
     except Exception as error:
         reconnect(connection, error, 0)
-        return []
+        return None
