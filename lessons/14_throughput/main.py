@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
 from sqlalchemy.event import listen, remove
 
 import app
@@ -19,6 +20,7 @@ from control import cancel, fork, replay, retry
 from db.queries import ClaimTasksRow, Querier
 from events import emit
 from listen import wait_for_result
+from results import Results
 from run import run_task
 from schedules import delete, pause, resume, set_schedule
 from shared.database import Database
@@ -59,15 +61,20 @@ class OneByOne(Worker):
 class TooEarly(Worker):
     """Says that a task has succeeded, has its slot run the next one, and stores 500 at once."""
 
+    def run(self) -> None:
+        self._results = Batch(self._has_stored, self._store_alone)
+        super().run()
+
     def _run(self, task: ClaimTasksRow) -> None:
         super()._run(task)
         log.info("task %d succeeded", task.id)
         self._running.discard((task.id, task.attempt))
         self._look_again.set()
 
-    def _store_together(self, connection: Any) -> None:
-        if len(self._results) >= 500:
-            super()._store_together(connection)
+
+class Batch(Results):
+    def store(self, connection: sa.Connection) -> bool:
+        return len(self._waiting) >= 500 and super().store(connection)
 
 
 class Cost:
