@@ -140,7 +140,7 @@ with given as materialized (
 update tasks
 set status = 'succeeded', output = given.output, error = null
 from given
-where tasks.id = given.id and tasks.attempt = given.attempt and tasks.status = 'running'
+where tasks.id = given.id and tasks.attempt = given.attempt
 and tasks.id = any (array(select id from alone union all select id from child))
 returning tasks.id, tasks.attempt;
 

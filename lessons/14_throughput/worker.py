@@ -210,7 +210,7 @@ class Worker:
             work()
 
     def _run(self, task: ClaimTasksRow) -> None:
-        """What it returns waits to be stored, and counts as running; what else comes does not wait."""
+        """What it returns waits to be stored, and counts as running. What else comes is stored."""
         outcome = run_task(self._writer, task, self.timing)
         if isinstance(outcome, Succeeded):
             self._results.add(task, outcome.output)
