@@ -20,6 +20,8 @@ from control import cancel, fork, replay, retry
 from db.queries import ClaimTasksRow, LoadLogRow, Querier
 from events import emit
 from listen import wait_for_result
+from nondeterminism import NonDeterminismError
+from rehearsal import export_log, rehearse
 from results import Results
 from run import run_task
 from schedules import delete, pause, resume, set_schedule
@@ -30,6 +32,7 @@ from shared.verbs import verbs
 from signals import send
 from supervisor import supervise
 from tasks import enqueue
+from versions import move_version
 from worker import Worker, log
 
 HERE = Path(__file__).resolve().parent
@@ -300,6 +303,10 @@ main = verbs(
     of_schedules=[pause, resume, delete],
     send=send,
     emit=emit,
+    move_version=move_version,
+    export=export_log,
+    rehearse=rehearse,
+    misfit=NonDeterminismError,
     supervise=supervise,
 )
 

@@ -110,8 +110,8 @@ comment on table tasks is 'One row of work: a name, a JSON input and a status.';
 -- fast with a million finished tasks in the table as with none, and with a million of other versions.
 create index tasks_queued on tasks (queue, version, priority desc, id) where status = 'queued';
 
--- UnparkTasks: those that wait for nothing but other code.
-create index tasks_parked on tasks (queue, version, id)
+-- has_untried, UnparkTasks: those that wait for nothing but other code, by the list of who has tried.
+create index tasks_parked on tasks (queue, version, parked_by)
     where status = 'waiting' and run_at is null and awaits is null;
 
 -- WakeTasks: the first entries are those that are due.
@@ -402,6 +402,25 @@ begin
         join tasks on tasks.parent_id = ended.id
         where tasks.status in ('queued', 'running', 'waiting')
     );
+end
+$$;
+
+-- Is there a parked task of this version that this code has not tried? Every worker asks often, and many tasks
+-- may be parked for long. It goes from one list of who has tried to the next, reads one entry of the index
+-- for each, and there are few lists.
+create function has_untried(its_queue text, its_version text, its_code text)
+returns boolean language plpgsql volatile set search_path from current as $$
+declare
+    tried text[] := '{}';
+begin
+    loop
+        select min(parked_by) into tried from tasks
+        where queue = its_queue and version = its_version
+        and status = 'waiting' and run_at is null and awaits is null and parked_by > tried;
+        if tried is null or its_code <> all (tried) then
+            return tried is not null;
+        end if;
+    end loop;
 end
 $$;
 

@@ -627,11 +627,9 @@ from (values
         select min(created_at) from events where not told
     )),
     ('unpark', (
-        select min(tasks.created_at) from workers
-        join tasks on tasks.queue = workers.queue and tasks.version = any (array[workers.version, ''])
+        select created_at from workers
         where workers.id = :p1
-        and tasks.status = 'waiting' and tasks.run_at is null and tasks.awaits is null
-        and workers.code <> all (tasks.parked_by)
+        and (has_untried(queue, version, code) or has_untried(queue, '', code))
     )),
     ('cancel', (
         select min(created_at) from tasks where status = 'cancelled' and not swept
@@ -1198,14 +1196,16 @@ UNPARK_TASKS = """-- name: unpark_tasks \\:many
 update tasks
 set status = 'queued'
 where id = any (array(
-    select tasks.id from workers
-    join tasks on tasks.queue = workers.queue and tasks.version = any (array[workers.version, ''])
+    select parked.id
+    from workers, lateral (select workers.version union select '') as mine (version), lateral (
+        select tasks.id from tasks
+        where tasks.queue = workers.queue and tasks.version = mine.version
+        and tasks.status = 'waiting' and tasks.run_at is null and tasks.awaits is null
+        and workers.code <> all (tasks.parked_by)
+        for update skip locked
+    ) as parked
     where workers.id = cast(:p1 as bigint)
-    and tasks.status = 'waiting' and tasks.run_at is null and tasks.awaits is null
-    and workers.code <> all (tasks.parked_by)
-    order by tasks.id
     limit :p3 offset :p2
-    for update of tasks skip locked
 ))
 returning id
 """
