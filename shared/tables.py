@@ -7,7 +7,7 @@ from typing import Any, LiteralString, cast
 import psycopg
 from psycopg import sql
 
-from shared.processes import wait_until
+from shared.processes import wait_until, within
 from shared.session import LessonError, pooled
 
 MARK = "durable-execution-the-hard-way"
@@ -57,7 +57,8 @@ def prepare(keeper: psycopg.Connection[Any], lesson: Path, schema: str, *, reset
             f"{schema} is in use: a story or a worker of this lesson is still running. "
             "Stop it (Ctrl-C in its terminal) and try again."
         )
-        keeper.execute("set lock_timeout = '3s'")  # a process that has just ended may hold it still
+        # A process that has just ended may hold it still.
+        keeper.execute("select set_config('lock_timeout', %s, false)", (f"{within(3):g}s",))
         try:
             keeper.execute(LOCK.format("advisory_lock"), name)
             # A worker whose first session was ended from outside has no lock any more.

@@ -295,7 +295,7 @@ def run_next(lesson, db, worker, slot, dispatcher):
     if not hasattr(lesson, "writer"):
         run_on(lesson, db, slot, task, worker.timing)
         return task.id
-    worker._writer = writer_on(lesson, slot)
+    worker._writer = writer_on(lesson, slot, db.engine)
     worker._run(task)
     while worker._results._waiting:
         worker._results.store(dispatcher)
@@ -315,7 +315,7 @@ def run_claimed(lesson, db, task):
         if not hasattr(lesson, "writer"):
             run_on(lesson, db, connection, task, lesson.timing.Timing())
         else:
-            writer = writer_on(lesson, connection)
+            writer = writer_on(lesson, connection, db.engine)
             outcome = lesson.run.run_task(writer, task, lesson.timing.Timing())
             if outcome is not None:
                 lesson.run.store(writer, task, outcome)
@@ -394,10 +394,10 @@ def hurry(lesson, **timing):
     lesson.worker.Worker.__init__.__kwdefaults__["timing"] = lesson.timing.Timing(**timing)
 
 
-def writer_on(lesson, connection):
+def writer_on(lesson, connection, engine=None):
     """From lesson 14 on, runs share connections: here, this one."""
     autocommit = SimpleNamespace(connect=lambda: connection)
-    db = SimpleNamespace(autocommit=autocommit, engine=own(connection))
+    db = SimpleNamespace(autocommit=autocommit, engine=engine or own(connection))
     writer = lesson.writer.Writer(db, 1)
     writer.open(lambda: True)
     return writer
