@@ -48,6 +48,7 @@ TESTS = {
     "timers: sleeps, waits with a timeout, what was first, moments that are no moments": "test_09",
     "schedules: ticks at once, clocks that change, lines and rows that mean nothing": "test_10",
     "messages and events: races of sending, waiting and the clock, deaths between them": "test_11",
+    "transactions, marks and the outbox: work with its record, lost answers, roles": "test_12",
 }
 
 MIXED = "all faults mixed at random"
