@@ -36,7 +36,7 @@ from psycopg.sql import Composed
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from faults import lesson_with_worker, witness
-from faults.workloads import engine_of, register_sleepers
+from faults.workloads import CHAOS_ACCOUNTS, engine_of, register_sleepers
 from shared.database import Database, open_database
 from shared.processes import WorkerProcess, wait_until
 from shared.testing import environment, load
@@ -98,6 +98,7 @@ EXPECTED = (
     "canceling statement due to user request",
     "the database refuses",
     "nobody would read the message",
+    "deadlock detected",
 )
 # What a database may say to a statement that is in order.
 REFUSALS = {
@@ -286,7 +287,19 @@ class Client:
             ("chooser", {"event": event, "seconds": three}, often),
             ("listener", event, often),
         ]
-        return self.random.choice([*plain, *durable, *timed, *reading, *reading, *reading])
+        if not hasattr(self.engine, "transactional"):
+            return self.random.choice([*plain, *durable, *timed, *reading, *reading, *reading])
+        order = {
+            "number": number,
+            "names": self.random.sample("abcd", 2),
+            "amount": self.random.randint(1, 9),
+        }
+        paying: list[tuple[str, Any, dict[str, Any]]] = [
+            ("transfer", order, often),
+            ("transfer_now", order, often),
+            ("booking", number, often),
+        ]
+        return self.random.choice([*plain, *durable, *timed, *reading, *reading, *paying, *paying])
 
 
 class Correspondent:
@@ -427,11 +440,14 @@ class Chaos:
         self.limit = self.random.choice([None, 10])  # how many tasks may run at once
         self.has_schedules = hasattr(self.engine, "set_schedule")  # from lesson 10 on
         self.has_messages = hasattr(self.engine, "SignalError")  # from lesson 11 on
+        self.has_transactions = hasattr(self.engine, "transactional")  # from lesson 12 on
         self.correspondents: list[Correspondent] = []
 
     def run(self, seconds: float) -> None:
         witness.install(self.db)
         self.rows("create table chaos_orders (key text primary key)")
+        if self.has_transactions:
+            self.rows(CHAOS_ACCOUNTS)
         self.prepare_refusals()
         if self.limit is not None:
             with self.db.autocommit.connect() as connection:
@@ -639,7 +655,7 @@ class Chaos:
             ):
                 return False
             sleeps = hasattr(self.engine, "Timers")
-            left = "select from event_log where due_at is not null and completion is null limit 1"
+            left = "select 1 from event_log where due_at is not null and completion is null limit 1"
             return not (sleeps and self.rows(left))
 
         try:
@@ -656,7 +672,7 @@ class Chaos:
 
         def up_to_date() -> bool:
             self.look_after_workers()
-            return not self.rows("select from schedules where next_at <= clock_timestamp()")
+            return not self.rows("select 1 from schedules where next_at <= clock_timestamp()")
 
         wait_until(up_to_date, "no tick is due", SECONDS_TO_END)
         ((next_at,),) = self.rows(
@@ -688,6 +704,10 @@ class Chaos:
         if self.has_messages:
             for wrong in witness.found(self.db, *witness.BESIDE):
                 self.violation(wrong)
+        if self.has_transactions:
+            ((amount,),) = self.rows("select sum(amount)::int from chaos_accounts")
+            if amount != 4_000_000:
+                self.violation(f"there were 4,000,000, and now there are {amount:,}")
 
     def check_correspondents(self) -> None:
         """What was acknowledged is there, as it was sent; what was rolled back is not."""
@@ -731,6 +751,8 @@ class Chaos:
         if not self.by_hand:
             self.check_outcomes()
             self.check_effects()
+            if self.has_transactions:
+                self.check_payments()
         self.keep_server_log()
         for line in self.server_log.splitlines():
             if "ERROR:" in line and not any(expected in line for expected in EXPECTED):
@@ -794,7 +816,8 @@ class Chaos:
         ):
             outcome = output if status == "succeeded" else str(error).partition(":")[0]
             expected = expected_outcome(name, input, self.gone)
-            if id not in died and outcome not in (expected, "WorkerDied"):
+            unknown = ("Unknown",) if name == "booking" else ()
+            if id not in died and outcome not in (expected, "WorkerDied", *unknown):
                 self.violation(f"task {id}, {name}({json.dumps(input)}): {status} {outcome}")
 
     def check_effects(self) -> None:
@@ -817,6 +840,25 @@ class Chaos:
             self.violation(f"has not happened: {effect}")
         for effect in sorted(set(count) - asked_for)[:5]:
             self.violation(f"has happened, and nobody asked for it: {effect}")
+
+    def check_payments(self) -> None:
+        """Each exactly once, with the success of its task; each booking at most once."""
+        paid = Counter(dict(self.rows("select number, count(*) from chaos_ledger group by 1")))
+        asked_for = {
+            number
+            for (number,) in self.rows(
+                "select (input ->> 'number')::int from tasks"
+                " where name in ('transfer', 'transfer_now') and status = 'succeeded'"
+            )
+        }
+        if paid != Counter(asked_for):
+            different = (paid - Counter(asked_for)) + (Counter(asked_for) - paid)
+            self.violation(f"not paid exactly once: {different}")
+        effects = Counter((self.home / "outside.log").read_text().splitlines())
+        for number, output in self.rows("select input, output from tasks where name = 'booking'"):
+            times = effects[f"booked {number}"]
+            if times > 1 or (output == "booked" and times == 0):
+                self.violation(f"booked {times} times: {number}, {output}")
 
 
 def possible_effects(task: dict[str, Any]) -> list[str]:
@@ -857,8 +899,11 @@ def expected_log(name: str, input: Any, output: Any) -> list[str]:
         return ["letter", input["event"], "sleep", *["tell"] * 3]
     if name == "listener":
         return [input, "tell"]
+    if name == "booking":
+        return ["book"] if output == "booked" else ["book", "tell"]
     return {
         "wait_for_a_nap": ["sleep"],
+        "transfer": ["pay"],
         "slumber": ["sleep", "tell"],
         "impatient": ["doze", "timeout", "tell"],
         "alarmed": ["doze", "sleep", "tell", "tell"],
@@ -891,6 +936,10 @@ def expected_outcome(name: str, input: Any, gone: str) -> Any:
             return "all three"
         case "listener":
             return "told"
+        case "transfer" | "transfer_now":
+            return input["amount"]
+        case "booking":
+            return "booked"
         case _:
             return "an answer" if name == "flaky" else None
 

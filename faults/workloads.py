@@ -36,9 +36,14 @@ TASKS = {
     "would move too much is refused, and is caught; book, at most once, and whatever comes of it",
     "pay_out": "moves 20, and ends in that transaction",
 }
-# From lesson 12 on. The sum of the amounts is 200 at any moment.
+# From lesson 12 on. The sum of the amounts is the same at any moment.
 ACCOUNTS = """
 create table crash_accounts (name text primary key, amount int not null check (amount >= 0));
+"""
+CHAOS_ACCOUNTS = """
+create table chaos_accounts (name text primary key, amount int not null);
+insert into chaos_accounts select unnest(array['a', 'b', 'c', 'd']), 1000000;
+create table chaos_ledger (number int, amount int);  -- no key would keep a second row out
 """
 Log = list[tuple[str, str]]  # kind and name of each entry
 NAP = 0.2  # seconds: longer than it takes from a timer's commit to that of the suspension
@@ -267,6 +272,40 @@ def register_sleepers(modules: SimpleNamespace) -> None:
 
     if hasattr(engine, "SignalError"):
         register_readers(engine, tell)
+    if hasattr(engine, "transactional"):
+        register_payments(engine, tell, modules.app.outside)
+
+
+def register_payments(engine: Any, tell: Any, outside: Outside) -> None:
+    """From lesson 12 on: money that moves between accounts, and what is booked at most once."""
+
+    def pay(connection: sa.Connection, order: dict[str, Any]) -> int:
+        """In the order that is given: two of these may wait for each other."""
+        change = sa.text("update chaos_accounts set amount = amount + :amount where name = :name")
+        for name, sign in zip(order["names"], (-1, 1), strict=True):
+            connection.execute(change, {"name": name, "amount": sign * order["amount"]})
+        note = sa.text("insert into chaos_ledger values (:number, :amount)")
+        connection.execute(note, {"number": order["number"], "amount": order["amount"]})
+        return order["amount"]
+
+    @engine.durable
+    def transfer(ctx: Any, order: dict[str, Any]) -> int:
+        return ctx.transaction(pay, order)
+
+    @engine.transactional
+    def transfer_now(connection: sa.Connection, order: dict[str, Any]) -> int:
+        return pay(connection, order)
+
+    def book(_key: str, number: int) -> str:
+        outside.record(f"booked {number}")
+        return "booked"
+
+    @engine.durable
+    def booking(ctx: Any, number: int) -> str:
+        try:
+            return ctx.at_most_once(book, number)
+        except engine.AtMostOnceError as error:
+            return ctx.step(tell, error.type)
 
 
 def register_readers(engine: Any, tell: Any) -> None:

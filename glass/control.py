@@ -34,7 +34,10 @@ class Control:
         self.lesson, self.schema, self.url, self.history = lesson, schema, url, history
         self.workers: list[WorkerProcess] = []
         # What may be enqueued, with what each takes, and the lesson's verbs for one task.
-        signature = r"^@(?:task|durable)\b.*\s+def (\w+)\((?:ctx: Context, )?(.*?)\)"
+        signature = (
+            r"^@(?:task|durable|transactional)\b.*\s+def (\w+)"
+            r"\((?:ctx: Context, |connection: sa\.Connection, )?(.*?)\)"
+        )
         self.names = dict(words(lesson / "app.py", signature))
         by_hand = words(lesson / "main.py", r"by_hand=\[(.*)\]")
         self.verbs = re.findall(r"\w+", by_hand[0]) if by_hand else []

@@ -28,6 +28,8 @@ STYLES = {
 }
 ENTRIES = {
     "step": "■",
+    "once": "▪",
+    "transaction": "▣",
     "child": "●",
     "timer": "◆",
     "signal": "▶",

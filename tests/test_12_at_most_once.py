@@ -102,6 +102,15 @@ def test_its_own_error_is_final_because_it_may_have_been_done(lesson, db, error)
     assert row.error.startswith(f"AtMostOnceError: book: {type(error).__name__}")
 
 
+def test_after_its_error_no_later_run_does_it_again(lesson, db):
+    """Though the worker died before the function could go on, and the error is the log's last."""
+    id, calls = new_task(lesson, db), []
+    for _ in range(2):
+        with attempt(lesson, db, id) as (ctx, _), fails(lesson, "TimeoutError"):
+            ctx.at_most_once(once(calls, TimeoutError("no answer")))
+    assert len(calls) == 1
+
+
 def test_what_it_returned_and_cannot_be_stored_is_its_error(lesson, db):
     calls = []
     program(lesson, lambda ctx, _: ctx.at_most_once(once(calls, {1})))

@@ -115,7 +115,12 @@ def test_neither_may_create_anything_here(db, roles):
         assert execute(db, allowed, name) == [(False,)]
 
 
-def test_without_the_grants_nobody_may_enqueue(db, roles):
+def test_before_any_grant_nobody_may_enqueue(db):
+    nobody = "select has_function_privilege('public', cast('enqueue' as regproc), 'execute')"
+    assert execute(db, nobody) == [(False,)]
+
+
+def test_without_its_grant_a_producer_may_not_enqueue(db, roles):
     stranger = sql.Identifier(roles.producer)
     execute(db, sql.SQL("revoke execute on function enqueue from {}").format(stranger))
     with pytest.raises(psycopg.errors.InsufficientPrivilege):

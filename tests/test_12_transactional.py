@@ -92,7 +92,7 @@ def test_what_is_no_transactional_task_is_refused(lesson, bad):
 
 
 @pytest.mark.parametrize("end", ["cancelled", "another attempt"])
-def test_a_run_that_has_lost_its_task_commits_nothing(lesson, db, end):
+def test_a_task_that_was_lost_commits_nothing(lesson, db, end):
     def pay(connection, _):
         take(connection)
         if end == "cancelled":
@@ -130,7 +130,7 @@ def test_a_database_that_refuses_its_end_is_no_error_of_the_task(lesson, db):
 
 @pytest.mark.parametrize("amount", [30, 70])
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_the_answer_to_the_commit_is_lost(lesson, db, when, amount):
+def test_the_answer_to_the_commit_of_a_task_is_lost(lesson, db, when, amount):
     """With 70, the second try after a COMMIT that has arrived would be refused."""
     calls = []
 

@@ -381,7 +381,9 @@ def test_while_the_function_works_nobody_waits_for_the_tasks_row(lesson, db):
 
         def slow(connection):
             take(connection)
-            by_hand(lesson, db, "cancel", id)  # would time out
+            with db.engine.begin() as other:
+                other.exec_driver_sql("set local lock_timeout = '200ms'")
+                lesson.control.cancel(other, id)
 
         with pytest.raises(lesson.fence.LostTask):
             ctx.transaction(slow)
@@ -438,11 +440,25 @@ def test_what_is_recorded_is_not_found_by_who_has_lost_the_task(lesson, db):
         assert queue.find_entry(id=id, position=1, attempt=1) is None
 
 
-def test_nothing_is_recorded_behind_a_hole(lesson, db):
+def test_no_transaction_is_recorded_behind_a_hole(lesson, db):
     id = new_task(lesson, db)
     with claimed(lesson, db, id) as (_, queue):
         values = {"kind": "transaction", "name": "f", "input": "[]", "output": "1", "error": None}
         assert queue.record_first(id=id, attempt=1, position=2, **values) == 0
+
+
+def test_no_transaction_is_recorded_while_somebody_takes_the_task_away(lesson, db):
+    id = new_task(lesson, db)
+    with (
+        claimed(lesson, db, id) as (_, queue),
+        db.engine.connect() as other,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        other.execute(sa.text("update tasks set attempt = 2"))
+        late = submitted(db, thread, lambda: record_first(queue, id))
+        other.commit()
+        assert late.result(timeout=within(20)) == 0
+    assert log_of(db, id) == []
 
 
 @pytest.mark.parametrize("ends", ["commit", "rollback"])

@@ -441,6 +441,30 @@ def test_a_task_that_sleeps_says_for_how_long(postgres):
         assert view(history, task="1").task.log[0].kind == "timer"
 
 
+def test_a_transaction_and_what_is_done_at_most_once_have_marks_of_their_own(postgres):
+    with tables("12") as twelve, watched(twelve.db, postgres) as history:
+        marks = []
+
+        @twelve.context.durable
+        def three(ctx, _):
+            ctx.step(lambda key: None)  # noqa: ARG005
+            ctx.transaction(lambda connection: None)  # noqa: ARG005
+            ctx.at_most_once(look)
+
+        def look(_key):
+            wait_until(lambda: len(view(history).columns[1].cards[0].entries) == 3, "the mark")
+            marks.extend(view(history).columns[1].cards[0].entries)
+
+        with twelve.db.autocommit.connect() as connection:
+            twelve.tasks.enqueue(connection, "three", None)
+        with working(twelve.worker.Worker(twelve.db, "a")):
+            wait_until(lambda: counts(history) == {"succeeded": 1}, "it has ended")
+        assert marks == ["step", "transaction", "once failed"]
+        console = Console(width=180, height=40, record=True, file=io.StringIO())
+        console.print(draw(view(history), "12", 40))
+        assert "three ■▣▪" in console.export_text()
+
+
 def test_a_task_that_waits_for_a_message_or_an_event_says_so(postgres):
     with tables("11") as eleven, watched(eleven.db, postgres) as history:
 
