@@ -217,6 +217,8 @@ def fail(lesson, db, id):
 
 def revive(queue, id):
     """What a retry by hand does to the task's own row; 1 if it may."""
+    if hasattr(queue, "retry_parked") and queue.retry_parked(id=id):
+        return 1
     if hasattr(queue, "revive_tasks"):
         return queue.revive_tasks(ids=[id])
     return queue.revive_task(id=id)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.helpers import log_of
-from tests.shop import begin, broken, charge, columns, confirm, deployed, step
+from tests.shop import begin, broken, charge, columns, confirm, deployed, step, unfit
 
 # The question beside the entry
 
@@ -73,7 +73,7 @@ def test_inputs_are_the_same_if_their_json_is(lesson, db, recorded, asked, same)
     id = begin(lesson, db, asks)
     broken.clear()
     row = deployed(lesson, db, id, asks)
-    assert row.status == ("succeeded" if same else "failed")
+    assert row.status == ("succeeded" if same else unfit(lesson))
     if not same:
         assert columns(row)["input"][1] != columns(row)["input"][2]
 
@@ -88,7 +88,7 @@ def test_by_position_and_by_keyword_are_two_inputs(lesson, db):
 
     id = begin(lesson, db, asks)
     row = deployed(lesson, db, id, asks)
-    assert row.status == "failed", row.error
+    assert row.status == unfit(lesson), row.error
     assert columns(row)["input"] == ("≠", "[[7], {}]", '[[], {"order": 7}]')
 
 
@@ -159,7 +159,7 @@ def test_the_message_shows_where_long_inputs_differ_and_stays_short(lesson, db):
     row = deployed(lesson, db, id, asks)
     assert row.error.startswith("NonDeterminismError")
     assert len(row.error) < 2000
-    assert row.error.rstrip().endswith("use what it returns.")
+    assert "use what it returns." in row.error
 
     inputs = iter([{"a": "z" * 3000, "b": 10}, {"a": "z" * 3000, "b": 20}])
 
@@ -186,7 +186,7 @@ def test_poison_in_names_and_inputs_does_not_break_the_message(lesson, db):
 
     id = begin(lesson, db, asks)
     row = deployed(lesson, db, id, asks)
-    assert row.status == "failed"
+    assert row.status == unfit(lesson)
     lines = row.error.splitlines()
     assert [line[:10] for line in lines[3:5]] == ["  ≠ name  ", "  ≠ input "]
     assert not set(row.error) & {"\x1b", "\u202e"}
@@ -207,4 +207,4 @@ def test_a_long_line_and_a_long_name_do_not_drown_the_advice(lesson, db, tmp_pat
     assert f'  File "{file}", line 2, in asks\n' in row.error
     assert ("ctx.step(step(next(names)))" in row.error) == source_is_there
     assert len(row.error) < 2000
-    assert row.error.rstrip().endswith("use what it returns.")
+    assert "use what it returns." in row.error

@@ -23,6 +23,7 @@ from tests.shop import (
     order_under_way,
     reserve,
     retry,
+    unfit,
 )
 
 # Edits of a function under way
@@ -116,7 +117,7 @@ def test_an_edit_of_a_function_under_way_is_caught(lesson, db, edit):
     log = log_of(db, id)
     code = edit()
     row = deployed(lesson, db, id, code)
-    assert (row.status, row.attempt) == ("failed", 2), "it is not tried again"
+    assert (row.status, row.attempt) == (unfit(lesson), 2), "it is not tried again"
     assert effects == ["charge", "reserve"], "nothing was done"
     assert log_of(db, id) == log, "nothing was written"
     assert row.error.startswith(f"NonDeterminismError: at position {position}, ")
@@ -140,6 +141,7 @@ def test_put_right_and_retried_it_finishes_with_each_step_done_once(lesson, db, 
     assert [entry.attempt for entry in log_of(db, id)] == [1, 1, 3], "by which attempt"
 
 
+@pytest.mark.until(13, why="a run whose log does not fit uses up no attempt")
 def test_a_retry_by_hand_is_one_more_attempt_than_the_most(lesson, db):
     broken.add("confirm")
     id = begin(lesson, db, order, max_attempts=2)

@@ -17,6 +17,7 @@ from tests.shop import (
     ends_early,
     order,
     order_under_way,
+    unfit,
 )
 
 
@@ -85,7 +86,7 @@ def test_the_function_cannot_swallow_the_error(lesson, db, code):
     id = begin(lesson, db, one_step)
     code.__name__ = "one_step"
     row = deployed(lesson, db, id, code)
-    assert row.status == "failed"
+    assert row.status == unfit(lesson)
     assert row.error.startswith("NonDeterminismError: at position 1, ")
     assert "discount" in row.error, "it is the first error that is told"
     assert row.output is None
@@ -102,7 +103,7 @@ def test_a_bare_except_cannot_make_it_succeed(lesson, db):
     id = begin(lesson, db, one_step)
     swallows.__name__ = "one_step"
     row = deployed(lesson, db, id, swallows)
-    assert (row.status, row.output) == ("failed", None)
+    assert (row.status, row.output) == (unfit(lesson), None)
 
 
 def test_no_except_exception_takes_it_for_a_failure_of_the_step(lesson, db):
@@ -114,14 +115,14 @@ def test_no_except_exception_takes_it_for_a_failure_of_the_step(lesson, db):
 
     id = begin(lesson, db, one_step)
     compensates.__name__ = "one_step"
-    assert deployed(lesson, db, id, compensates).status == "failed"
+    assert deployed(lesson, db, id, compensates).status == unfit(lesson)
     assert effects == ["charge"], "there was nothing to refund"
 
 
 def test_a_function_that_skips_its_last_steps_does_not_succeed(lesson, db):
     id = order_under_way(lesson, db)
     row = deployed(lesson, db, id, ends_early())
-    assert (row.status, row.output) == ("failed", None)
+    assert (row.status, row.output) == (unfit(lesson), None)
 
 
 def test_a_function_that_ends_early_with_no_json_is_told_so_too(lesson, db):
@@ -133,7 +134,7 @@ def test_a_function_that_ends_early_with_no_json_is_told_so_too(lesson, db):
 
     order_.__name__ = "order"
     row = deployed(lesson, db, id, order_)
-    assert row.status == "failed"
+    assert row.status == unfit(lesson)
     assert row.error.startswith("NonDeterminismError: at position 2, ")
 
 

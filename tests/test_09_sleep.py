@@ -7,11 +7,10 @@ from datetime import UTC, date, datetime, timedelta, timezone
 import pytest
 
 from bench.growth import buffers, scans
-from shared.processes import within, working
+from shared.processes import wait_until, within, working
 from shared.testing import task_row, wait_for_status
 from tests.helpers import (
     ALL,
-    ENDED,
     attempt,
     claim_one,
     drop_workers,
@@ -125,7 +124,8 @@ def test_a_moment_that_is_another_one_in_each_run_is_found(lesson, db):
     program(lesson, lambda ctx, _: ctx.sleep_until(datetime.now(UTC) + timedelta(seconds=0.1)))
     id = enqueue(lesson, db, "program")
     with working(lesson.worker.Worker(db, "w")):
-        error = wait_for_status(db, id, *ENDED).error
+        wait_until(lambda: task_row(db, id).error, "it is told so")
+        error = task_row(db, id).error
     assert "NonDeterminismError" in error
     assert "sleep_until" in error
     assert __file__ in error, "it names the line that asks, and no line of the engine"
