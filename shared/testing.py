@@ -11,9 +11,11 @@ import os
 import re
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from select import select
 from types import SimpleNamespace
 from typing import Any
 
@@ -151,6 +153,8 @@ def db(
     monkeypatch.setenv("LESSON_OUTSIDE", str(tmp_path / "outside.log"))
     with open_database(lesson.path, reset=True) as database:
         yield database
+    while _kept:
+        _kept.popitem()[1].close()
 
 
 @contextmanager
@@ -186,10 +190,32 @@ def scratch_database(lesson: Path, name: str) -> Iterator[Database]:
                 connection.execute(sql.SQL("drop schema {} cascade").format(sql.Identifier(schema)))
 
 
+_kept: dict[tuple[str, ...], psycopg.Connection[Any]] = {}
+
+
+@contextmanager
+def kept(db: Database, **name: str) -> Iterator[psycopg.Connection[Any]]:
+    """The test's own connection, in AUTOCOMMIT: a new one costs more than most of its questions.
+
+    Another thread gets one for itself: a statement of this one may wait for it.
+    """
+    options: dict[str, Any] = {**name, "autocommit": True, "prepare_threshold": None}
+    if threading.current_thread() is not threading.main_thread():
+        with db.connect(**options) as connection:
+            yield connection
+        return
+    key = (db.conninfo, *name.values())
+    connection = _kept.get(key)
+    # It says something, and was not asked: that it was cut.
+    if connection is None or connection.closed or select([connection], [], [], 0)[0]:
+        connection = _kept[key] = db.connect(**options)
+    yield connection
+
+
 def task_row(db: Database, id: int) -> SimpleNamespace:
     """A row of `tasks`, all columns, as it is now."""
     # Under another name, so that a test that cuts the worker's connections does not cut this one.
-    with db.connect(application_name="the test looks on") as connection:
+    with kept(db, application_name="the test looks on") as connection:
         cursor = connection.execute("select * from tasks where id = %s", (id,))
         row = cursor.fetchone()
         assert row is not None
@@ -199,7 +225,7 @@ def task_row(db: Database, id: int) -> SimpleNamespace:
 
 def waiting_for_a_lock(db: Database) -> int:
     """How many connections of this process wait for a lock."""
-    with db.connect() as connection:
+    with kept(db) as connection:
         found = connection.execute(
             "select from pg_stat_activity where wait_event_type = 'Lock'"
             " and application_name = current_setting('application_name')"

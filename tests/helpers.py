@@ -17,10 +17,11 @@ from inspect import signature
 from types import SimpleNamespace
 
 import pytest
+from click.testing import CliRunner
 
 from faults.chaos import REFUSALS as REFUSALS
 from shared.processes import WorkerProcess, wait_until, within
-from shared.testing import task_row, waiting_for_a_lock
+from shared.testing import kept, task_row, waiting_for_a_lock
 
 MINUTE = timedelta(minutes=1)
 ALL = {"at_most": 1000, "skip": 0}  # of a statement that takes on several rows
@@ -32,7 +33,7 @@ ENDED = ("succeeded", "failed", "cancelled")
 
 def execute(db, statement, *parameters):
     """One statement, committed; its rows, if it returns any."""
-    with db.connect(autocommit=True) as connection:
+    with kept(db) as connection:
         cursor = connection.execute(statement, parameters)
         return cursor.fetchall() if cursor.description else []
 
@@ -58,7 +59,7 @@ def only(db, name):
 
 def log_of(db, id):
     """The entries of a task's log, all columns, in the order of their positions."""
-    with db.connect() as connection:
+    with kept(db) as connection:
         cursor = connection.execute(
             "select * from event_log where task_id = %s order by position", (id,)
         )
@@ -746,7 +747,13 @@ def looks_before_and_locks_after(lesson, db, query, meanwhile):
 
 
 def run_verb(lesson, *arguments):
-    """`python main.py ...` of the lesson, to its end."""
+    """`main.py ...` of the lesson, to its end. In this process: Python need not start for it."""
+    shown = CliRunner().invoke(lesson.main.main, arguments, catch_exceptions=False)
+    return SimpleNamespace(returncode=shown.exit_code, stdout=shown.stdout, stderr=shown.stderr)
+
+
+def run_program(lesson, *arguments):
+    """`python main.py ...` of the lesson, to its end, as a reader starts it."""
     return subprocess.run(
         [sys.executable, "main.py", *arguments],
         cwd=lesson.path,

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from shared.processes import wait_until, within
 from tests.helpers import (
     patiently,
+    run_program,
     run_verb,
 )
 
@@ -176,7 +177,7 @@ def test_skip_locked_finds_nothing_when_everything_is_locked(lesson, db):
 @pytest.mark.usefixtures("postgres")
 def test_the_story_holds(lesson, monkeypatch):
     monkeypatch.setenv("LESSON_SCHEMA", f"test_{os.getpid()}_story_00")
-    done = run_verb(lesson)
+    done = run_program(lesson)
     assert (done.returncode, done.stderr) == (0, "")
     assert (done.stdout.count("✓"), done.stdout.count(" ! ")) == (7, 1)
     assert "✗" not in done.stdout

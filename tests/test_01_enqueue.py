@@ -3,7 +3,7 @@
 import pytest
 
 from shared.testing import task_row, wait_for_status, working
-from tests.helpers import count, enqueue, execute, run_verb
+from tests.helpers import count, enqueue, execute, run_program, run_verb
 
 # Enqueue
 
@@ -124,10 +124,10 @@ def test_two_functions_cannot_have_one_name(lesson):
 
 
 def test_the_verbs_enqueue_and_status(lesson, db):
-    done = run_verb(lesson, "enqueue", "divide", "[6, 3]")
+    done = run_program(lesson, "enqueue", "divide", "[6, 3]")
     assert (done.returncode, done.stderr) == (0, "")
     assert count(db, "queued") == 1
-    shown = run_verb(lesson, "status")
+    shown = run_program(lesson, "status")
     assert (shown.returncode, shown.stderr) == (0, "")
     assert "divide" in shown.stdout
     assert "1 queued" in shown.stdout

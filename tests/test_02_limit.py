@@ -18,6 +18,7 @@ from tests.helpers import (
     execute,
     limit,
     registered,
+    run_program,
     run_verb,
     several,
     submitted,
@@ -197,7 +198,7 @@ def test_a_bad_number_of_slots_is_refused(lesson, db, bad):
 
 
 def test_the_verb_limit(lesson, db):
-    done = run_verb(lesson, "limit", "2", "--queue", "mail")
+    done = run_program(lesson, "limit", "2", "--queue", "mail")
     assert (done.returncode, done.stderr) == (0, "")
     several(lesson, db, 3, queue="mail")
     assert len(claim_as_worker(lesson, db, 8, queue="mail")) == 2

@@ -3,7 +3,7 @@
 import pytest
 
 from shared.testing import wait_for_status, working
-from tests.helpers import enqueue, program, run_verb
+from tests.helpers import enqueue, program, run_program, run_verb
 
 EVIL = "\x1b]52;c;aGk=\x07\u202e"
 
@@ -19,7 +19,7 @@ def test_log_shows_each_entry_and_obeys_none(lesson, db):
     id = enqueue(lesson, db, "program")
     with working(lesson.worker.Worker(db, "w")):
         wait_for_status(db, id, "failed")
-    shown = run_verb(lesson, "log", str(id))
+    shown = run_program(lesson, "log", str(id))
     assert shown.returncode == 0, shown.stderr
     lines = shown.stdout.splitlines()
     assert lines[0] == f"task {id} program: failed"

@@ -1,7 +1,7 @@
 """Lesson 06: `tree` shows the logs of the children below their parent's, `status` who is whose."""
 
 from shared.testing import wait_for_status, working
-from tests.helpers import define, enqueue, run_verb
+from tests.helpers import define, enqueue, run_program, run_verb
 
 
 def test_tree_shows_children_below_their_parent(lesson, db):
@@ -9,7 +9,7 @@ def test_tree_shows_children_below_their_parent(lesson, db):
     id = enqueue(lesson, db, "run_run_double", 4)
     with working(lesson.worker.Worker(db, "w")):
         wait_for_status(db, id, "succeeded")
-    shown = run_verb(lesson, "tree", str(id))
+    shown = run_program(lesson, "tree", str(id))
     assert shown.stdout.splitlines() == [
         f"task {id} run_run_double: succeeded",
         "  1 child run_double -> 8",

@@ -25,7 +25,7 @@ from tests.helpers import (
     queries,
     record,
     run_once,
-    run_verb,
+    run_program,
     suspended,
     take_back,
 )
@@ -368,10 +368,10 @@ def test_the_verbs_fork_and_show_the_tree(lesson, db):
     define_parcel(lesson)
     id = enqueue(lesson, db, "parcel")
     ended(lesson, db, id)
-    shown = run_verb(lesson, "fork", str(id), "3").stdout
+    shown = run_program(lesson, "fork", str(id), "3").stdout
     forked = max(row for (row,) in execute(db, "select id from tasks"))
     assert f"task {forked} is queued: a fork of task {id} at position 3" in shown
-    assert run_verb(lesson, "forks", str(id)).stdout.splitlines() == [
+    assert run_program(lesson, "forks", str(id)).stdout.splitlines() == [
         f'task {id}: succeeded -> ["charged", [2, 4], "wrong"]',
         f"  task {forked}, from {id} at 3: queued",
     ]

@@ -23,6 +23,7 @@ from tests.helpers import (
     patiently,
     queries,
     refusing,
+    run_program,
     run_verb,
     submitted,
 )
@@ -514,7 +515,7 @@ def test_the_verbs(lesson, db):
     assert schedule("set", "s", YEARLY, "divide", "[6, 3]", *zone)[0] == 0
     columns = "cron, timezone, task, input, missed, priority"
     assert row(db, columns) == (YEARLY, "Asia/Tokyo", "divide", [6, 3], "all", 3)
-    status, said = schedule("list")
+    said = run_program(lesson, "schedule", "list").stdout
     tick = f"{new_year().year - 1}-12-31 15:00:00+00:00"
     assert f"s: {YEARLY} in Asia/Tokyo, divide([6, 3]), missed all, next {tick}" in said
     assert schedule("pause", "s")[0] == 0
