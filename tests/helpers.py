@@ -454,6 +454,27 @@ def record(queue, id, attempt, position=1, output='"done"', error=None):
     )
 
 
+def store_together(queue, tasks, of=lambda _: 1, raw=False):
+    """A group of results: of(task) for each; the runs that were stored."""
+    text = of if raw else lambda task: json.dumps(of(task))
+    rows = [
+        f'{{"id": {task.id}, "attempt": {task.attempt}, "output": {text(task)}}}' for task in tasks
+    ]
+    stored = queue.succeed_tasks(results=f"[{','.join(rows)}]")
+    return {(row.id, row.attempt) for row in stored}
+
+
+def record_together(queue, tasks, of=lambda _: 1, position=1):
+    """A group of steps: of(task) for each; the runs that were recorded."""
+    rows = [
+        {"task_id": task.id, "attempt": task.attempt, "position": position}
+        | {"name": "step", "input": [[], {}], "output": of(task)}
+        for task in tasks
+    ]
+    recorded = queue.record_steps(steps=json.dumps(rows))
+    return {(row.task_id, row.attempt) for row in recorded}
+
+
 CHILD = {"name": "double", "input": "1", "queue": "default", "priority": 0, "max_attempts": 5}
 
 

@@ -1,0 +1,381 @@
+"""Lesson 14: many tasks in one statement: what is written, what is passed over, who is told."""
+
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import sqlalchemy as sa
+
+from shared.processes import wait_until, within
+from shared.testing import task_row, wait_for_status, waiting_for_a_lock, working
+from tests.helpers import (
+    claim_one,
+    context,
+    count,
+    enqueue,
+    enqueue_all,
+    execute,
+    limit,
+    log_of,
+    new_task,
+    only,
+    program,
+    queries,
+    record_together,
+    refusing,
+    several,
+    statuses,
+    store_together,
+    suspended,
+)
+
+GROUPS = {  # of rows, each a task and an attempt; what is written of them, and how that is seen
+    "results": (
+        store_together,
+        lambda db: {row[0] for row in execute(db, "select id from tasks where output is not null")},
+    ),
+    "steps": (
+        record_together,
+        lambda db: {row[0] for row in execute(db, "select task_id from event_log")},
+    ),
+}
+
+
+@pytest.fixture(params=GROUPS)
+def group(request):
+    return GROUPS[request.param]
+
+
+def claimed_tasks(lesson, db, n):
+    for _ in range(n):
+        new_task(lesson, db)
+    return [claim_one(lesson, db) for _ in range(n)]
+
+
+# The statements
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "update tasks set attempt = attempt + 1 where id = %s",
+        "update tasks set status = 'queued' where id = %s",
+        "update tasks set status = 'cancelled' where id = %s",
+        "delete from tasks where id = %s",
+    ],
+    ids=["claimed again", "taken back", "cancelled", "deleted"],
+)
+def test_one_that_is_lost_is_left_out(lesson, db, group, end):
+    write, written = group
+    lost, *others = claimed_tasks(lesson, db, 3)
+    execute(db, end, lost.id)
+    runs = {(task.id, task.attempt) for task in others}
+    with queries(lesson, db) as queue:
+        assert write(queue, [lost, *others]) == runs
+        assert written(db) == {task.id for task in others}
+
+
+def test_a_group_waits_for_no_row(lesson, db, group):
+    """Somebody holds one of them: it is left out, and the others are written."""
+    write, written = group
+    tasks = claimed_tasks(lesson, db, 3)
+    with db.connect() as holder, queries(lesson, db) as queue:
+        holder.execute("select from tasks where id = %s for update", (tasks[1].id,))
+        assert write(queue, tasks) == {(tasks[0].id, 1), (tasks[2].id, 1)}
+    assert written(db) == {tasks[0].id, tasks[2].id}
+
+
+def test_a_group_waits_for_no_parent(lesson, db):
+    """A child's end is told to its parent, whose row somebody holds."""
+    id, children = suspended(lesson, db, 2)
+    tasks = [claim_one(lesson, db) for _ in children]
+    with queries(lesson, db) as queue:
+        with db.connect() as holder:
+            holder.execute("select from tasks where id = %s for update", (id,))
+            assert store_together(queue, tasks) == set()
+        assert store_together(queue, tasks) == {(child, 1) for child in children}
+    assert task_row(db, id).status == "queued"
+
+
+def test_of_two_attempts_of_a_task_in_one_group_only_the_newer_writes(lesson, db, group):
+    """A worker may run the old one still, and both may come to the same group."""
+    write, written = group
+    (old,) = claimed_tasks(lesson, db, 1)
+    execute(db, "update tasks set status = 'queued'")
+    new = claim_one(lesson, db)
+    with queries(lesson, db) as queue:
+        assert write(queue, [old, new], of=lambda task: task.attempt) == {(new.id, 2)}
+    assert written(db) == {new.id}
+    outputs = [task_row(db, new.id).output, *(entry.output for entry in log_of(db, new.id))]
+    assert {output for output in outputs if output is not None} == {2}
+
+
+@pytest.mark.parametrize("position", [1, 3])
+def test_a_step_that_is_not_the_next_is_left_out(lesson, db, position):
+    """The log has one entry: the first is there, for the third the second is missing."""
+    one, other = claimed_tasks(lesson, db, 2)
+    with queries(lesson, db) as queue:
+        assert record_together(queue, [one]) == {(one.id, 1)}
+        first = [(entry.output, entry.recorded_at) for entry in log_of(db, one.id)]
+        wrong = record_together(queue, [one], position=position)
+        assert wrong == set()
+        assert record_together(queue, [other]) == {(other.id, 1)}
+    assert [(entry.output, entry.recorded_at) for entry in log_of(db, one.id)] == first
+
+
+def test_a_result_is_stored_as_it_was_written(lesson, db):
+    """json keeps the text: 1e300 does not become a whole number of 301 digits."""
+    (task,) = claimed_tasks(lesson, db, 1)
+    text = '{"a":  1e300, "b": "\\u00e4\\\\u0000", "a": 2}'
+    with queries(lesson, db) as queue:
+        assert store_together(queue, [task], of=lambda _: text, raw=True) == {(task.id, 1)}
+    assert execute(db, "select output::text from tasks") == [(text,)]
+
+
+# Leader and followers
+
+
+class Recorder:
+    """The statement of a group: waits at a gate, and notes what it is given."""
+
+    def __init__(self):
+        self.gate, self.groups, self.fails = threading.Semaphore(0), [], []
+
+    def __call__(self, rows):
+        with self.gate:
+            pass
+        self.groups.append(json.loads(rows))
+        if self.fails:
+            raise self.fails.pop()
+        return {(row, 1) for row in self.groups[-1] if row != 13}
+
+    def open(self):
+        self.gate.release(1000)
+
+
+def test_who_comes_while_one_writes_is_in_the_next_group(lesson):
+    recorder = Recorder()
+    group = lesson.group.Group(recorder)
+    with ThreadPoolExecutor(8) as threads:
+        first = threads.submit(group.write, (0, 1), "0")
+        wait_until(lambda: group._writing and not group._waiting, "the first one writes")
+        others = [threads.submit(group.write, (n, 1), str(n)) for n in (1, 2, 13, 4, 5)]
+        wait_until(lambda: len(group._waiting) == 5, "the others wait")
+        assert not first.done(), "nothing is acknowledged before it is committed"
+        recorder.open()
+        assert first.result(within(10)) is True
+        told = [other.result(within(10)) for other in others]
+    assert told == [True, True, False, True, True], "each is told of its own row"
+    assert recorder.groups[0] == [0]
+    assert sorted(recorder.groups[1]) == [1, 2, 4, 5, 13]
+    assert len(recorder.groups) == 2
+
+
+def test_a_leader_that_fails_lets_the_others_go_on(lesson):
+    """Whatever it is: those of its group write alone, and the next group has a leader."""
+    recorder = Recorder()
+    recorder.fails = [MemoryError()]
+    group = lesson.group.Group(recorder)
+    with ThreadPoolExecutor(4) as threads:
+        first = threads.submit(group.write, (0, 1), "0")
+        wait_until(lambda: group._writing and not group._waiting, "the first one writes")
+        others = [threads.submit(group.write, (n, 1), str(n)) for n in (1, 2)]
+        wait_until(lambda: len(group._waiting) == 2, "the others wait")
+        recorder.open()
+        with pytest.raises(MemoryError):
+            first.result(within(10))
+        assert [other.result(within(10)) for other in others] == [True, True]
+    assert group.write((3, 1), "3") is True
+
+
+# A worker
+
+
+def gate(lesson):
+    """A task that waits until the event is set."""
+    opened = threading.Event()
+
+    @lesson.tasks.task
+    def wait_at_the_gate(n):
+        assert opened.wait(within(20))
+        return n
+
+    return opened
+
+
+def test_one_row_that_is_refused_keeps_no_other_from_being_stored(lesson, db):
+    """It is poison for its group: each of them is then stored alone."""
+    ids = enqueue_all(lesson, db, "divide", [[n, 1] for n in range(6)])
+    lesson.connection.MAX_REFUSALS = 2
+    with (
+        refusing(db, "tasks", "new.status = 'succeeded' and new.output::text = '3.0'"),
+        working(lesson.worker.Worker(db, "w")),
+    ):
+        wait_until(lambda: count(db, "succeeded") == 5, "all others have succeeded")
+    assert task_row(db, ids[3]).status != "succeeded"
+
+
+def test_a_row_that_somebody_holds_keeps_no_other_from_ending(lesson, db):
+    go = gate(lesson)
+    with db.connect() as holder, working(lesson.worker.Worker(db, "w", connections=1)):
+        ids = enqueue_all(lesson, db, "wait_at_the_gate", range(10))
+        wait_until(lambda: count(db, "running") == 10, "all run")
+        holder.execute("select from tasks where id = %s for update", (ids[0],))
+        go.set()
+        wait_until(lambda: count(db, "succeeded") == 9, "the others have ended")
+        assert task_row(db, ids[0]).status == "running"
+        holder.rollback()
+        wait_for_status(db, ids[0], "succeeded")
+    assert {task_row(db, id).attempt for id in ids} == {1}
+
+
+def test_a_row_that_somebody_holds_keeps_no_other_from_its_steps(lesson, db):
+    go = threading.Event()
+
+    def waits(_key):
+        assert go.wait(within(20))
+
+    program(lesson, lambda ctx, _: ctx.step(waits))
+    held = enqueue(lesson, db, "program")
+    with db.connect() as holder, working(lesson.worker.Worker(db, "w", connections=1)):
+        wait_for_status(db, held, "running")
+        holder.execute("select from tasks where id = %s for update", (held,))
+        go.set()
+        others = enqueue_all(lesson, db, "program", [None] * 9)
+        wait_until(lambda: count(db, "succeeded") == 9, "the others have ended")
+        assert task_row(db, held).status == "running"
+        holder.rollback()
+        wait_for_status(db, held, "succeeded")
+    assert {len(log_of(db, id)) for id in [held, *others]} == {1}
+
+
+def test_results_do_not_wait_for_the_limit_of_the_queue(lesson, db):
+    """Somebody has changed it, and has not committed: a claim waits for that."""
+    go = gate(lesson)
+    limit(lesson, db, 5)
+    ids = enqueue_all(lesson, db, "wait_at_the_gate", range(3))
+    with db.connect() as holder, working(lesson.worker.Worker(db, "w", slots=4)):
+        wait_until(lambda: count(db, "running") == 3, "all run")
+        holder.execute("update queue_limits set max_running = 7")
+        more = several(lesson, db, 1)
+        wait_until(lambda: waiting_for_a_lock(db) == 1, "the claim waits")
+        go.set()
+        wait_until(lambda: count(db, "succeeded") == 3, "their results are stored")
+        assert task_row(db, more[0]).status == "queued"
+        holder.rollback()
+        wait_for_status(db, more[0], "succeeded")
+    assert {task_row(db, id).attempt for id in ids} == {1}
+
+
+def test_the_children_of_one_parent_are_stored_together(lesson, db):
+    """Alone, each holds the parent's row for a moment: and the groups pass over the others."""
+    noted = []
+
+    def note(_connection, _cursor, statement, *_):
+        noted.append("-- name: succeed_task " in statement)
+
+    @lesson.tasks.task
+    def child(n):
+        return n
+
+    program(lesson, lambda ctx, n: sum(ctx.gather(*[ctx.spawn(child, i) for i in range(n)])))
+    with working(lesson.worker.Worker(db, "w", slots=50)):
+        sa.event.listen(db.autocommit, "before_cursor_execute", note)
+        id = enqueue(lesson, db, "program", 300)
+        assert wait_for_status(db, id, "succeeded", "failed", seconds=60).output == 44850
+        sa.event.remove(db.autocommit, "before_cursor_execute", note)
+    assert sum(noted) <= 30, f"{sum(noted)} of {len(noted)} statements stored one result"
+
+
+def test_a_connection_that_is_cut_in_a_group_loses_and_repeats_nothing(lesson, db):
+    """Each step of the group is then recorded alone; some of them were committed already."""
+    done = []
+
+    def step(_key, n):
+        done.append(n)
+        return n
+
+    program(lesson, lambda ctx, n: [ctx.step(step, 10 * n + i) for i in range(10)])
+    ids = enqueue_all(lesson, db, "program", list(range(20)))
+    cut = (
+        "select pg_terminate_backend(pid) from pg_stat_activity where query like '%%record_steps%%'"
+        " and application_name = current_setting('application_name') and pid <> pg_backend_pid()"
+    )
+    with working(lesson.worker.Worker(db, "w", slots=20)):
+        while count(db, "succeeded") < 20:
+            execute(db, cut)
+    assert sorted(done) == list(range(200)), "no step is done twice"
+    assert {len(log_of(db, id)) for id in ids} == {10}
+    assert {task_row(db, id).attempt for id in ids} == {1}
+
+
+# Children
+
+
+def test_children_are_spawned_in_their_order_when_the_function_asks_for_more(lesson, db):
+    id = new_task(lesson, db)
+
+    @lesson.tasks.task
+    def child(n):
+        return n
+
+    with context(lesson, db, claim_one(lesson, db, id)) as ctx:
+        for n in range(250):
+            ctx.spawn(child, n)
+        assert count(db, "queued") == 200, "a hundred at a time"
+        ctx.step(str)
+        assert count(db, "queued") == 250, "before the step is done"
+    rows = execute(db, "select input::text::int, parent_position from tasks where name = 'child'"
+                       " order by id")  # fmt: skip
+    assert rows == [(n, n + 1) for n in range(250)]
+    assert [entry.kind for entry in log_of(db, id)] == ["child"] * 250 + ["step"]
+
+
+@pytest.mark.parametrize("how", ["returns", "raises", "swallows"])
+def test_what_a_function_has_spawned_is_there_when_it_has_ended(lesson, db, how):
+    @lesson.tasks.task
+    def child(n):
+        return n
+
+    def function(ctx, _):
+        try:
+            ctx.spawn(child, 1)
+            if how == "raises":
+                raise lesson.tasks.NonRetryableError("no")
+        except ValueError:
+            raise AssertionError from None
+        except BaseException:
+            if how != "raises":
+                return
+            raise
+
+    program(lesson, function)
+    id = enqueue(lesson, db, "program")
+    with working(lesson.worker.Worker(db, "w")):
+        wait_for_status(db, id, "failed" if how == "raises" else "succeeded")
+        wait_for_status(db, only(db, "child"), "succeeded")
+    assert [entry.output for entry in log_of(db, id)] in ([1], [None])
+
+
+def test_children_that_cannot_be_stored_fail_their_parent_whatever_it_catches(lesson, db):
+    @lesson.tasks.task
+    def child(n):
+        return n
+
+    def function(ctx, _):
+        try:
+            ctx.gather(ctx.spawn(child, 1), ctx.spawn(child, "poison"))
+        except BaseException:
+            return "fine"
+
+    program(lesson, function)
+    id = enqueue(lesson, db, "program")
+    with (
+        refusing(db, "tasks", "new.parent_id is not null", "22P02"),
+        working(lesson.worker.Worker(db, "w")),
+    ):
+        error = wait_for_status(db, id, "succeeded", "failed").error
+    assert "Postgres cannot store this" in error
+    assert log_of(db, id) == []
+    assert statuses(db) == {"failed": 1}
