@@ -54,13 +54,13 @@ class Results:
     def store(self, connection: sa.Connection) -> bool:
         """All that was added so far. True: some were passed over, and are to be tried again."""
         results = [self._waiting.popleft() for _ in range(len(self._waiting))]
-        small = [result for result in results if len(result.output) <= MAX_GROUP_CHARACTERS]
-        stored = store_together(connection, small) if small else set()
+        stored = store_together(connection, results)
         for result in results:
             result.tries += 1
-            if stored and (result.task.id, result.task.attempt) in stored:
+            long = len(result.output) > MAX_GROUP_CHARACTERS
+            if stored is not None and (result.task.id, result.task.attempt) in stored:
                 self._stored(result.task)
-            elif stored is None or result not in small or result.tries == MAX_TRIES:
+            elif stored is None or long or result.tries == MAX_TRIES:
                 self._alone(result)
             else:
                 self._waiting.append(result)
@@ -69,9 +69,13 @@ class Results:
 
 def store_together(connection: sa.Connection, results: list[Result]) -> set[tuple[int, int]] | None:
     """The runs whose results are stored now; None if the statement was refused."""
-    rows = ",".join(
+    rows = [
         f'{{"id": {result.task.id}, "attempt": {result.task.attempt}, "output": {result.output}}}'
         for result in results
-    )
-    stored = together(connection, lambda queries: queries.succeed_tasks(results=f"[{rows}]"))
+        if len(result.output) <= MAX_GROUP_CHARACTERS
+    ]
+    if not rows:
+        return set()
+    text = f"[{','.join(rows)}]"
+    stored = together(connection, lambda queries: queries.succeed_tasks(results=text))
     return None if stored is None else {(row.id, row.attempt) for row in stored}

@@ -50,14 +50,14 @@ def run_task(writer: Writer, task: ClaimTasksRow, timing: Timing) -> Outcome | N
         return None
 
 
-def store(writer: Writer, task: ClaimTasksRow, outcome: Outcome) -> None:
+def store_alone(writer: Writer, task: ClaimTasksRow, outcome: Outcome) -> None:
     """In a statement of its own."""
     fence = Fence(writer, task)
     try:
         try:
-            write(fence, outcome)
+            store(fence, outcome)
         except Hopeless as error:
-            write(fence, Failed(describe(error)))
+            store(fence, Failed(describe(error)))
     except Interrupted as why:
         log.warning("%s: void", why)
 
@@ -112,7 +112,7 @@ def call(fence: Fence) -> Json:
         context.end(returned)
 
 
-def write(fence: Fence, outcome: Outcome) -> None:
+def store(fence: Fence, outcome: Outcome) -> None:
     """Raises Interrupted: the outcome is void."""
     id = fence.task.id
     match outcome:

@@ -19,7 +19,7 @@ from inputs import check_duration, check_name, check_number, check_queue, descri
 from lease import Lease
 from listen import AN_EVENT, Listener
 from results import Result, Results
-from run import Again, Outcome, Succeeded, run_task, store
+from run import Again, Outcome, Succeeded, run_task, store_alone
 from shared.database import Database
 from timing import Timing
 from upkeep import CHORES, Upkeep
@@ -228,7 +228,7 @@ class Worker:
     def _store(self, task: ClaimTasksRow, outcome: Outcome | None) -> None:
         try:
             if outcome is not None:
-                store(self._writer, task, outcome)
+                store_alone(self._writer, task, outcome)
         finally:
             self._running.discard((task.id, task.attempt))
             self._look_again.set()
