@@ -1,6 +1,6 @@
 """What changed between neighbours, by symbol. lesson.toml names each change in one sentence.
 
-The story (main.py, app.py, app.sql) needs no sentences, nor do imports, docstrings and comments
+The story (STORY) needs no sentences, nor do imports, docstrings and comments
 that belong to no symbol.
 """
 
@@ -15,7 +15,7 @@ from tools.symbols import REST, WHOLE, loose, order, pieces, texts
 from tools.tree import Course, compared_files, patch_name, settings
 
 KINDS = ("added", "changed", "removed")
-STORY = {"main.py", "app.py", "app.sql"}
+STORY = {"main.py", "app.py", "app.sql", "deploys", "logs"}
 PAGE = """\
 # Lesson {number}: what changes, symbol by symbol
 
@@ -41,7 +41,7 @@ def differences(before: Path, after: Path) -> Changes:
     said = declared(after)
     old, new = compared_files(before), compared_files(after)
     found: Changes = {kind: [] for kind in KINDS}
-    for file in sorted({*old, *new} - STORY):
+    for file in sorted(file for file in {*old, *new} if not is_story(file)):
         whole = "removed" if file not in new else "added" if file not in old else "changed"
         if whole != "changed" and file in said[whole]:
             found[whole].append(file)
@@ -53,6 +53,11 @@ def differences(before: Path, after: Path) -> Changes:
                 continue  # a method of a class that is itself new or gone
             found[kind].append(file if symbol == WHOLE else f"{file}#{symbol}")
     return found
+
+
+def is_story(file: str) -> bool:
+    """Or in a directory of the story."""
+    return file.partition("/")[0] in STORY
 
 
 def symbol_changes(file: str, old: str, new: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from shared.generated import record
 from shared.lessons import BUILD, number
-from tools.changes import STORY, symbol_changes
+from tools.changes import is_story, symbol_changes
 from tools.generated import NoPlugin, write
 from tools.layers import Texts, docstring, laid
 from tools.symbols import QUERY_NAME, WHOLE, loose
@@ -63,7 +63,7 @@ class Plan:
         """The code before, and the lesson's story; a new module has its docstring already."""
         found = compared_files(self.before) if self.before else {}
         for file, text in self.goal.items():
-            if file in STORY:
+            if is_story(file):
                 found[file] = text
             elif file not in found and file.endswith((".py", ".sql")):
                 found[file] = f"{docstring(text)}\n" if file.endswith(".py") else ""
@@ -73,7 +73,7 @@ class Plan:
     def changes(self) -> dict[Change, str]:
         """What is to be written, changed or taken out, and its kind, as in lesson.toml."""
         found: dict[Change, str] = {}
-        for file in sorted({*self.start, *self.goal} - STORY):
+        for file in sorted(file for file in {*self.start, *self.goal} if not is_story(file)):
             old, new = self.start.get(file, ""), self.goal.get(file, "")
             for symbol, kind in symbol_changes(file, old, new).items():
                 found[file, symbol] = kind
