@@ -3,6 +3,7 @@
 import logging
 import shutil
 import subprocess
+from contextlib import ExitStack
 from datetime import timedelta
 from types import SimpleNamespace
 from uuid import uuid4
@@ -111,8 +112,8 @@ def test_each_role_may_call_these_functions_and_no_others(db, roles):
 
 def test_neither_may_create_anything_here(db, roles):
     for name in ("public", *vars(roles).values()):
-        allowed = "select has_schema_privilege(%s, current_schema(), 'create')"
-        assert execute(db, allowed, name) == [(False,)]
+        may_create = "select has_schema_privilege(%s, current_schema(), 'create')"
+        assert execute(db, may_create, name) == [(False,)]
 
 
 def test_before_any_grant_nobody_may_enqueue(db):
@@ -138,15 +139,29 @@ STATEMENTS = {
 }
 
 
-@pytest.mark.parametrize("statement", STATEMENTS)
-def test_a_producer_enqueues_and_does_nothing_else(db, roles, statement):
-    producer = as_role(db, roles.producer)
-    ((id,),) = execute(producer, "select enqueue('nothing', '7')")
+def may(connection, statement):
+    try:
+        connection.execute(statement)
+    except psycopg.errors.InsufficientPrivilege:
+        return False
+    return True
+
+
+def allowed(db, role, *statements):
+    """Which of these statements a role may send, each for every table."""
+    with as_role(db, role).connect(autocommit=True) as connection:
+        return [
+            (statement, table)
+            for statement in statements
+            for table in tables(db)
+            if may(connection, sql.SQL(STATEMENTS[statement]).format(sql.Identifier(table)))
+        ]
+
+
+def test_a_producer_enqueues_and_does_nothing_else(db, roles):
+    ((id,),) = execute(as_role(db, roles.producer), "select enqueue('nothing', '7')")
     assert status_of(db, id) == "queued"
-    for table in tables(db):
-        refused = sql.SQL(STATEMENTS[statement]).format(sql.Identifier(table))
-        with pytest.raises(psycopg.errors.InsufficientPrivilege):
-            execute(producer, refused)
+    assert allowed(db, roles.producer, *STATEMENTS) == []
 
 
 CALLS = (
@@ -158,18 +173,13 @@ CALLS = (
 )
 
 
-@pytest.mark.parametrize("call", CALLS)
-def test_a_producer_calls_nothing_else(db, roles, call):
-    with pytest.raises(psycopg.errors.InsufficientPrivilege):
-        execute(as_role(db, roles.producer), f"select {call}")
+def test_a_producer_calls_nothing_else(db, roles):
+    with as_role(db, roles.producer).connect(autocommit=True) as connection:
+        assert [call for call in CALLS if may(connection, f"select {call}")] == []
 
 
-@pytest.mark.parametrize("statement", ["truncate", "drop", "add a trigger"])
-def test_a_worker_neither_truncates_nor_changes_tables(db, roles, statement):
-    for table in tables(db):
-        refused = sql.SQL(STATEMENTS[statement]).format(sql.Identifier(table))
-        with pytest.raises(psycopg.errors.InsufficientPrivilege):
-            execute(as_role(db, roles.worker), refused)
+def test_a_worker_neither_truncates_nor_changes_tables(db, roles):
+    assert allowed(db, roles.worker, "truncate", "drop", "add a trigger") == []
 
 
 def test_a_worker_runs_everything_with_its_own_rights(lesson, db, roles, caplog):
@@ -228,7 +238,11 @@ def test_a_worker_runs_everything_with_its_own_rights(lesson, db, roles, caplog)
     execute(db, "update schedules set next_at = date_trunc('minute', now())")
     lesson.timing.Timing.backoff = lambda *_: timedelta(0)
     caplog.set_level(logging.WARNING, "worker")
-    with working(lesson.worker.Worker(as_role(db, roles.worker), "w", slots=3)):
+    own = as_role(db, roles.worker)
+    with ExitStack() as stack:
+        stack.callback(own.engine.dispose)
+        stack.callback(own.autocommit.dispose)
+        stack.enter_context(working(lesson.worker.Worker(own, "w", slots=3)))
         asked = "select 1 from event_log where name = 'from a person'"
         wait_until(lambda: execute(db, asked), "it waits")
         with db.engine.begin() as connection:
