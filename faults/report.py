@@ -46,6 +46,7 @@ TESTS = {
     ),
     "forks: of a task that runs, waits, has ended, or is in somebody's hands": "07_fork",
     "timers: sleeps, waits with a timeout, what was first, moments that are no moments": "test_09",
+    "transactions, marks and the outbox: work with its record, lost answers, roles": "test_12",
 }
 
 MIXED = "all faults mixed at random"
