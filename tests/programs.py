@@ -1,5 +1,6 @@
 """Random programs for the durable engine: how they are run, and how they end if all goes well."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -29,6 +30,8 @@ NAMES = st.sampled_from("ab")
 ANSWER = st.tuples(
     st.sampled_from(["signal", "event"]), NAMES, st.none() | st.integers(0, 2)
 ) | st.tuples(st.just("first"), NAMES, st.integers(0, 2))
+# From lesson 12 on.
+PAY = st.tuples(st.sampled_from(["transaction", "once"]), NUMBER)
 
 
 def programs(operations: Any, least: int, most: int) -> Any:
@@ -50,10 +53,11 @@ def nested(operations: Any, timed: bool) -> Any:
     return found | patient | patient if timed else found
 
 
-def all_programs(timed: bool, answered: bool) -> Any:
-    """Of a lesson whose tasks can sleep, and do not wait for ever; and wait for messages."""
+def all_programs(timed: bool, answered: bool, paid: bool) -> Any:
+    """Of a lesson whose tasks can sleep, and do not wait for ever; wait for messages; and pay."""
     short = EITHER | NAP if timed else EITHER
     short = short | ANSWER if answered else short
+    short = short | PAY if paid else short
     return programs(short, 2, 4) | programs(nested(nested(SIMPLE | short, timed), timed), 2, 4)
 
 
@@ -75,6 +79,13 @@ def define_program(lesson: Lesson, effects: list[tuple[str, str, int]]) -> None:
     def refuse(key, number, final):
         effects.append((key, "refuse", number))
         raise (tasks.NonRetryableError if final else ValueError)("refused")
+
+    def book(key, number):
+        effects.append((key, "book", number))
+
+    def pay(connection, number):
+        connection.exec_driver_sql("insert into model_ledger values (%s)", (number,))
+        return number
 
     @tasks.task
     def double(number):
@@ -103,6 +114,12 @@ def define_program(lesson: Lesson, effects: list[tuple[str, str, int]]) -> None:
             return ctx.step(act, *arguments)
         if kind == "flaky":
             return ctx.step(flaky, *arguments)
+        if kind == "transaction":
+            return ctx.transaction(pay, *arguments)
+        if kind == "once":
+            with suppress(errors.AtMostOnceError):
+                ctx.at_most_once(book, *arguments)
+            return "done"
         if kind == "double":
             return ctx.run(double, *arguments, **often)
         if kind == "flaky child":
@@ -226,6 +243,9 @@ def interpret_one(log: Any, kind: str, *arguments: Any) -> Any:
         if kind == "caught":
             return "FinalStepError" if arguments[1] else "StepError"
         return arguments[0]
+    if kind in ("transaction", "once"):
+        log.append((kind, "pay" if kind == "transaction" else "book", None))
+        return arguments[0] if kind == "transaction" else "done"
     if kind == "double":
         log.append(("child", "double", None))
         return 2 * arguments[0]

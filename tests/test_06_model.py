@@ -157,13 +157,17 @@ class Durable(RuleBasedStateMachine):
         self.reads = hasattr(self.world.queue, "open_wait")
         if self.reads:
             self.world.look.execute("delete from events")
+        self.pays = hasattr(self.world.queue, "record_first")
+        if self.pays:
+            self.world.look.execute("delete from model_ledger")
         self.root = 0
         self.fork_id = 0
         self.expected = Expected()
 
     @initialize(data=st.data())
     def begin(self, data):
-        operations = data.draw(all_programs(timed=self.sleeps, answered=self.reads))
+        kinds = {"timed": self.sleeps, "answered": self.reads, "paid": self.pays}
+        operations = data.draw(all_programs(**kinds))
         self.expected = interpret(operations)
         self.root = self.world.lesson.tasks.enqueue(
             self.world.connection, "program", as_json(operations), max_attempts=1_000_000
@@ -192,6 +196,7 @@ class Durable(RuleBasedStateMachine):
     # By a run that is the task's, and how many rows they may write then.
     WRITES: ClassVar = {
         "record_step": (1,),
+        "record_first": (0, 1),  # 0: it has recorded it already
         "spawn_child": (1,),
         "open_timer": (1,),
         "open_wait": (1,),
@@ -380,7 +385,17 @@ class Durable(RuleBasedStateMachine):
             early = "completion is not null and due_at > clock_timestamp()"
             early += " and (kind = 'timer' or error ->> 'type' = 'WaitTimeout')"
             assert self.found(early) == [], "the clock was early"
+        if self.pays and not self.retried:
+            self.work_and_record_are_one()
         self.by_hand = False
+
+    def work_and_record_are_one(self):
+        ((paid, recorded),) = self.world.look.execute(
+            "select (select count(*) from model_ledger), count(*) from event_log"
+            " join tasks on tasks.id = task_id and position > coalesce(fork_position, 0)"
+            " where kind = 'transaction' and event_log.output is not null"
+        )
+        assert paid == recorded
 
     def found(self, entries):
         return self.world.look.execute(f"select * from event_log where {entries}").fetchall()  # noqa: S608
@@ -447,7 +462,8 @@ class Durable(RuleBasedStateMachine):
             (position, *entry[:2]) for position, entry in enumerate(expected.log, 1)
         ]
         for (*_, child_id, completion), (kind, name, child) in zip(rows, expected.log, strict=True):
-            assert completion is not None or kind == "step" or name == "timeout"
+            done = kind in ("step", "once", "transaction")
+            assert completion is not None or done or name == "timeout"
             if child is not None:
                 self.check(child_id, child)
 
@@ -458,6 +474,9 @@ class Durable(RuleBasedStateMachine):
             if key:
                 names.setdefault(key, set()).add((name, number))
         assert all(len(each) == 1 for each in names.values()), names
+        if not self.retried:
+            booked = [key for key, name, _ in self.effects if name == "book"]
+            assert len(booked) == len(set(booked)), "at most once"
         for log, name, steps in self.world.look.execute(
             "select log_id::text, event_log.name, count(*) from event_log"
             " join tasks on tasks.id = task_id where kind = 'step'"
@@ -472,6 +491,8 @@ def test_a_program_ends_as_interpreted_whatever_goes_wrong(world):
     hurry(world.lesson, poll=0.001)
     effects: list[tuple[str, str, int]] = []
     define_program(world.lesson, effects)
+    if hasattr(world.queue, "record_first"):
+        world.look.execute("create table model_ledger (number int)")
     with ExitStack() as stack:
         puppets = [
             stack.enter_context(Puppet(world.lesson, world.db, name).running()) for name in "abc"
