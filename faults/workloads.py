@@ -35,6 +35,7 @@ TASKS = {
     "transfers": "durable: a transaction moves 10 to another account and enqueues a note; one that "
     "would move too much is refused, and is caught; book, at most once, and whatever comes of it",
     "pay_out": "moves 20, and ends in that transaction",
+    "painted": "durable, from lesson 13 on: a patch, and the step paint, which it has brought",
 }
 # From lesson 12 on. The sum of the amounts is the same at any moment.
 ACCOUNTS = """
@@ -132,6 +133,13 @@ def register_durable(engine: Any, app: Any, note: Any, lost_for_good: Any) -> No
     def arrive(key: str, got: list[Any]) -> list[Any]:
         effect("arrive", key)
         return got
+
+    def paint(key: str) -> str:
+        return effect("paint", key)
+
+    @engine.durable
+    def painted(ctx: Any, _: None) -> str:
+        return ctx.step(paint) if ctx.patched("in colour") else "in black and white"
 
     @engine.durable
     def journey(ctx: Any, n: int) -> list[Any]:
@@ -341,6 +349,7 @@ def register_readers(engine: Any, tell: Any) -> None:
         return "told"
 
 
+PAINTED: Log = [("patch", "in colour"), ("step", "paint")]
 JOURNEY: Log = [("step", "pack"), ("step", "pay"), ("step", "break_down"), ("step", "arrive")]
 TOUR: Log = [
     ("step", "set_out"),
@@ -391,6 +400,9 @@ def enqueue(engine: Any, number: int, connection: sa.Connection) -> dict[int, Ex
             expected |= enqueue_answered(engine, connection)
         if hasattr(engine, "transactional"):
             expected |= enqueue_transfers(engine, connection)
+        if hasattr(engine, "Patches"):
+            id = add(connection, "painted", None)
+            expected[id] = Expected("painted", "succeeded", "paint", PAINTED)
         home = ["set_out", 10, 11, "NonRetryableError", journeyed(2)]
         log = [*TOUR, *(TIMERS if number >= 9 else []), *HOME]
         expected[add(connection, "tour", None)] = Expected("tour", "succeeded", home, log)
