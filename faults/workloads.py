@@ -32,6 +32,7 @@ TASKS = {
     "which has happened; then waits for a letter, and for an event; the step take_note",
     "send_letter": "sends that letter, with a key",
     "bring_post": "emits that event, and stays until it is told",
+    "painted": "durable, from lesson 13 on: a patch, and the step paint, which it has brought",
 }
 Log = list[tuple[str, str]]  # kind and name of each entry
 NAP = 0.2  # seconds: longer than it takes from a timer's commit to that of the suspension
@@ -118,6 +119,13 @@ def register_durable(engine: Any, app: Any, note: Any, lost_for_good: Any) -> No
     def arrive(key: str, got: list[Any]) -> list[Any]:
         effect("arrive", key)
         return got
+
+    def paint(key: str) -> str:
+        return effect("paint", key)
+
+    @engine.durable
+    def painted(ctx: Any, _: None) -> str:
+        return ctx.step(paint) if ctx.patched("in colour") else "in black and white"
 
     @engine.durable
     def journey(ctx: Any, n: int) -> list[Any]:
@@ -265,6 +273,7 @@ def register_readers(engine: Any, tell: Any) -> None:
         return "told"
 
 
+PAINTED: Log = [("patch", "in colour"), ("step", "paint")]
 JOURNEY: Log = [("step", "pack"), ("step", "pay"), ("step", "break_down"), ("step", "arrive")]
 TOUR: Log = [
     ("step", "set_out"),
@@ -313,6 +322,9 @@ def enqueue(engine: Any, number: int, connection: sa.Connection) -> dict[int, Ex
     else:
         if number >= 11:
             expected |= enqueue_answered(engine, connection)
+        if hasattr(engine, "Patches"):
+            id = add(connection, "painted", None)
+            expected[id] = Expected("painted", "succeeded", "paint", PAINTED)
         home = ["set_out", 10, 11, "NonRetryableError", journeyed(2)]
         log = [*TOUR, *(TIMERS if number >= 9 else []), *HOME]
         expected[add(connection, "tour", None)] = Expected("tour", "succeeded", home, log)

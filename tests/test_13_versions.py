@@ -158,7 +158,7 @@ def test_a_retry_of_a_failed_task_is_for_the_version_that_has_begun_it(lesson, d
 def test_the_most_urgent_goes_first_whichever_kind_it_is_of(lesson, db):
     define(lesson)
     ids = several(lesson, db, 6, name="double", input=1)
-    for id, version, priority in zip(ids, "21 2 1", [0, 9, 5, 0, 5, 9], strict=True):
+    for id, version, priority in zip(ids, "21 2 1", [0, 9, 5, 7, 3, 9], strict=True):
         execute(
             db,
             "update tasks set version = %s, priority = %s where id = %s",
@@ -169,7 +169,7 @@ def test_the_most_urgent_goes_first_whichever_kind_it_is_of(lesson, db):
     with queries(lesson, db) as queue:
         of_2 = register_worker(queue, version="2")
         claimed = [claim_tasks(queue, of_2)[0].id for _ in range(4)]
-        assert claimed == [ids[2], ids[4], ids[0], ids[3]]
+        assert claimed == [ids[3], ids[2], ids[4], ids[0]]
         assert claim_tasks(queue, of_2) == []
 
 
