@@ -11,6 +11,7 @@ import sys
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
 
 from faults import workloads
@@ -97,7 +98,7 @@ def start(modules: Any, order: dict[str, Any]) -> None:
     os.environ.update(order["environment"], LESSON_PARENT=str(os.getppid()))
     sys.stdout = os.fdopen(1, "w", buffering=1)  # what a killed process has said must be there
     # It may import more of its lesson: what is to be deployed in it.
-    sys.modules.update(cast(dict[str, Any], vars(modules)))
+    sys.modules.update(cast(dict[str, ModuleType], vars(modules)))
     sys.path.insert(0, str(modules.main.HERE))
     status = 1
     try:
