@@ -94,6 +94,7 @@ def main(
     sizes = Sizes(tasks or (200 if quick else 1500))
     result = measure(paths, sizes, rounds or (1 if quick else 3))
     report.show(report.numbers(result))
+    report.show(report.goals(result))
     console.print(f"{report.about(result)}\n{LEGEND}")
     if docs:
         result["growth"] = measure_growth(find(None), 2 * sizes.tasks, full=True)

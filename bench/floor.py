@@ -11,7 +11,16 @@ import psycopg
 import sqlalchemy as sa
 
 from bench import jobs, pgbench
-from bench.lesson import Bench, crowding, draining, enqueueing, opened, stepping, workflows
+from bench.lesson import (
+    Bench,
+    crowding,
+    draining,
+    enqueueing,
+    enqueueing_many,
+    opened,
+    stepping,
+    workflows,
+)
 from bench.measures import BATCH, PAYLOAD, Sizes, Values
 from shared.database import open_database
 
@@ -19,6 +28,9 @@ HERE = Path(__file__).resolve().parent
 PAUSE = 0.002  # seconds between two looks into an empty queue
 
 ENQUEUE = "insert into tasks (name, input) values (%s, %s) returning id"
+ENQUEUE_MANY = """
+insert into tasks (name, input)
+select %s, input from json_array_elements(cast(%s as json)) as input returning id"""
 CLAIM = """
 update tasks set status = 'running' where id = any (array(
     select id from tasks where status = 'queued' order by id limit %s for update skip locked
@@ -34,6 +46,13 @@ def enqueue(connection: sa.Connection, name: str, input: Any) -> int:
     cursor.execute(ENQUEUE, (name, json.dumps(input)))
     row: Any = cursor.fetchone()
     return row[0]
+
+
+def enqueue_many(connection: sa.Connection, name: str, inputs: list[Any]) -> list[int]:
+    cursor = connection.connection.cursor()
+    cursor.execute(ENQUEUE_MANY, (name, json.dumps(inputs)))
+    rows: Any = cursor.fetchall()
+    return [id for (id,) in rows]
 
 
 @click.command()
@@ -72,6 +91,7 @@ FLOOR = SimpleNamespace(
     path=HERE,
     number=0,
     tasks=SimpleNamespace(enqueue=enqueue),
+    bulk=SimpleNamespace(enqueue_many=enqueue_many),
     main=SimpleNamespace(main=main),
 )
 
@@ -84,9 +104,13 @@ def one_round(sizes: Sizes) -> Values:
             found |= workflows(bench, workers, "workflows_10", sizes.workflows)
         with bench.workers("a", "b", slots=1) as workers:
             found |= draining(bench, workers, "drain_2", sizes.tasks)
-        for key, names in (("drain_batch_1", "a"), ("drain_batch_2", "ab")):
+        for n, names in ((1, "a"), (2, "ab")):
             with bench.workers(*names, slots=BATCH) as workers:
-                found |= draining(bench, workers, key, 10 * sizes.tasks)
+                found |= draining(bench, workers, f"drain_batch_{n}", 10 * sizes.tasks)
+            found |= {f"drain_many_{n}": found[f"drain_batch_{n}"]}
+        with bench.workers("a", slots=BATCH) as workers:
+            found |= workflows(bench, workers, "workflows_many", 4 * sizes.workflows)
+        found |= enqueueing_many(bench, sizes)
         found |= stepping(bench, sizes)
         if program := pgbench.program():
             found |= crowding(bench, program, sizes)

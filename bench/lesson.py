@@ -19,10 +19,12 @@ import psycopg
 
 from bench import jobs, pgbench
 from bench.measures import (
+    BATCH,
     CHILDREN,
     CROWD,
     IDLE,
     LEASE,
+    MANY_CHILDREN,
     PAYLOAD,
     SLOW_COMMIT,
     STEPS,
@@ -203,6 +205,8 @@ def one_round(path: Path, sizes: Sizes) -> Values:
             found |= telling(bench, sizes)
         if bench.lesson.number >= 4:
             found |= stepping(bench, sizes) | recording(bench, sizes)
+        if bench.lesson.number >= 14:
+            found |= sharing(bench, sizes)
         if bench.lesson.number >= 3:
             found |= recovering(bench)
     return found
@@ -243,6 +247,35 @@ def crowding(bench: Bench, program: str, sizes: Sizes) -> Values:
 def draining(bench: Bench, workers: list[WorkerProcess], key: str, tasks: int) -> Values:
     warm_up(bench)
     return bench.cost(workers, key, "nothing", PAYLOAD, tasks, runs=tasks)
+
+
+def sharing(bench: Bench, sizes: Sizes) -> Values:
+    """More slots than a server has connections, and many tasks in one statement."""
+    with bench.workers("a", slots=BATCH) as workers:
+        found = draining(bench, workers, "drain_many_1", 10 * sizes.tasks)
+        found |= workflows(bench, workers, "workflows_many", 4 * sizes.workflows)
+        bench.empty()
+        start = time.perf_counter()
+        bench.run_one("fan_out", MANY_CHILDREN)
+        found["fan_out_many"] = (time.perf_counter() - start) * 1000 / MANY_CHILDREN
+        bench.check_drained("nothing", MANY_CHILDREN)
+    with bench.workers("a", "b", slots=BATCH) as workers:
+        found |= draining(bench, workers, "drain_many_2", 10 * sizes.tasks)
+    return found | enqueueing_many(bench, sizes)
+
+
+def enqueueing_many(bench: Bench, sizes: Sizes) -> Values:
+    payloads = [json.loads(PAYLOAD)] * 10 * sizes.tasks
+    seconds = 0.0
+    for _ in range(2):  # the first one is a warm-up
+        bench.empty()
+        start = time.perf_counter()
+        with bench.db.autocommit.connect() as connection:
+            bench.lesson.bulk.enqueue_many(connection, "nothing", payloads)
+        seconds = time.perf_counter() - start
+    queued = bench.ask("select count(*) from tasks where status = 'queued'")
+    check(queued == len(payloads), f"{len(payloads)} were enqueued, and {queued} are there")
+    return {"enqueue_many": len(payloads) / seconds}
 
 
 def telling(bench: Bench, sizes: Sizes) -> Values:

@@ -47,6 +47,7 @@ class Sizes:
 
 PAYLOAD = '{"padding": "' + "x" * 85 + '"}'  # 100 bytes of JSON
 STEPS, CHILDREN, BATCH, WIDE, LEASE = 10, 50, 100, 20, 2.0
+MANY_CHILDREN = 1000
 CROWD, SLOW_COMMIT = 16, 2  # clients; ms that a commit takes longer
 IDLE = 3.0  # seconds
 
@@ -61,6 +62,7 @@ class Measure:
 MEASURES = [
     Measure("enqueue_one", "enqueue, one by one", "tasks/s"),
     Measure("enqueue_transaction", "enqueue, all in one transaction", "tasks/s"),
+    Measure("enqueue_many", "enqueue, all in one statement", "tasks/s"),
     Measure(
         "enqueue_crowd", f"enqueue, {CROWD} clients, a commit {SLOW_COMMIT} ms longer", "tasks/s"
     ),
@@ -68,16 +70,20 @@ MEASURES = [
     Measure("drain_2", "drain, 2 worker processes", "tasks/s"),
     Measure("drain_wide", f"drain, 1 worker process, {WIDE} slots", "tasks/s"),
     Measure("drain_told", "drain, 1 worker that prints each run", "tasks/s"),
+    Measure("drain_many_1", f"drain, 1 worker process, {BATCH} slots", "tasks/s"),
+    Measure("drain_many_2", f"drain, 2 worker processes, {BATCH} slots", "tasks/s"),
     Measure("drain_batch_1", f"drain, batches of {BATCH}, 1 process", "tasks/s"),
     Measure("drain_batch_2", f"drain, batches of {BATCH}, 2 processes", "tasks/s"),
     Measure("pgbench_1", "drain, pgbench, 1 client", "tasks/s"),
     Measure("pgbench_16", "drain, pgbench, 16 clients", "tasks/s"),
     Measure("workflows_10", f"workflows of {STEPS} steps, 10 slots", "/s"),
     Measure("workflows_1", f"workflows of {STEPS} steps, 1 slot", "/s"),
+    Measure("workflows_many", f"workflows of {STEPS} steps, {BATCH} slots", "/s"),
     Measure("step", "one step, 1 slot", "ms"),
     Measure("step_statement", "its statement alone, plain psycopg", "ms"),
     Measure("step_generated", "its statement alone, generated code", "ms"),
     Measure("fan_out", f"fan-out: {CHILDREN} children and their parent", "ms"),
+    Measure("fan_out_many", f"fan-out: each of {MANY_CHILDREN:,} children", "ms"),
     Measure("idle", "idle worker: enqueue to start, median", "ms"),
     Measure("idle_p95", "idle worker: enqueue to start, 95 %", "ms"),
     Measure("waking", "idle worker: end of a sleep to start, median", "ms"),
@@ -86,11 +92,40 @@ MEASURES = [
     Measure("recovery", f"kill -9 to the next attempt, lease {LEASE:g} s", "s"),
     Measure("drain_1_statements", "statements per task", ""),
     Measure("drain_wide_statements", f"statements per task, {WIDE} slots", ""),
+    Measure("drain_many_1_statements", f"statements per task, {BATCH} slots", ""),
     Measure("drain_1_wal", "WAL per task", "bytes"),
     Measure("drain_1_cpu", "worker CPU per task", "ms"),
+    Measure("drain_many_1_wal", f"WAL per task, {BATCH} slots", "bytes"),
+    Measure("drain_many_1_cpu", f"worker CPU per task, {BATCH} slots", "ms"),
     Measure("workflows_10_statements", f"statements per workflow of {STEPS} steps", ""),
     Measure("workflows_10_wal", f"WAL per workflow of {STEPS} steps", "bytes"),
     Measure("workflows_10_cpu", f"worker CPU per workflow of {STEPS} steps", "ms"),
+    Measure("workflows_many_statements", f"the same, {BATCH} slots: statements", ""),
+    Measure("workflows_many_wal", f"the same, {BATCH} slots: WAL", "bytes"),
+    Measure("workflows_many_cpu", f"the same, {BATCH} slots: worker CPU", "ms"),
+]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What the last lesson is to reach; ratio: to the floor, in the same run."""
+
+    key: str
+    value: float
+    ratio: bool = True
+    at_most: bool = False
+
+
+GOALS = [
+    Goal("drain_many_1", 0.8),
+    Goal("drain_many_2", 0.8),
+    Goal("workflows_many", 0.67),
+    Goal("step", 1.4, at_most=True),
+    Goal("enqueue_many", 0.9),
+    Goal("enqueue_one", 0.7),
+    Goal("fan_out_many", 0.2, ratio=False, at_most=True),
+    Goal("drain_many_1_cpu", 0.12, ratio=False, at_most=True),
+    Goal("workflows_many_cpu", 2.5, ratio=False, at_most=True),
 ]
 
 Values = dict[str, float]  # by a measure's key; of one engine, in one round

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bench.measures import LEASE, MEASURES
+from bench.measures import GOALS, LEASE, MEASURES
 from tools.blocks import put
 
 Rows = list[list[str]]  # the first one is the header
@@ -44,6 +44,23 @@ def numbers(result: dict[str, Any]) -> Rows:
             if (cells := summary.get(measure.key))
         ),
     ]
+
+
+def goals(result: dict[str, Any]) -> Rows:
+    """What the last engine is to reach, and what it has reached in this run."""
+    *_, last = result["rounds"]
+    titles = {measure.key: measure.title for measure in MEASURES}
+    rows = [["", f"lesson {last}", "goal", ""]]
+    for goal in GOALS:
+        cell = result["summary"].get(goal.key, {}).get(last, {})
+        reached = cell.get("ratio" if goal.ratio else "median")
+        if reached is not None:
+            met = reached <= goal.value if goal.at_most else reached >= goal.value
+            sign = "×" if goal.ratio else ""
+            bound = "at most" if goal.at_most else "at least"
+            found, wanted = f"{sign}{number(reached)}", f"{bound} {sign}{goal.value}"
+            rows.append([titles[goal.key], found, wanted, "✓" if met else "✗"])
+    return rows
 
 
 def about(result: dict[str, Any]) -> str:

@@ -230,6 +230,21 @@ def test_a_row_that_somebody_holds_keeps_no_other_from_ending(lesson, db):
     assert {task_row(db, id).attempt for id in ids} == {1}
 
 
+def test_a_task_holds_its_slot_until_its_result_is_stored(lesson, db):
+    """So no crash repeats more functions than there are slots, and nobody gives it back."""
+    go = gate(lesson)
+    ids = enqueue_all(lesson, db, "wait_at_the_gate", range(5))
+    with db.connect() as holder, working(lesson.worker.Worker(db, "w", slots=2)):
+        wait_until(lambda: count(db, "running") == 2, "two run")
+        holder.execute("select from tasks where id = any (%s) for update", (ids[:2],))
+        go.set()
+        wait_until(lambda: waiting_for_a_lock(db) == 2, "their results wait")
+        assert statuses(db) == {"running": 2, "queued": 3}
+        holder.rollback()
+        wait_until(lambda: count(db, "succeeded") == 5, "all have ended")
+    assert {task_row(db, id).attempt for id in ids} == {1}
+
+
 def test_a_row_that_somebody_holds_keeps_no_other_from_its_steps(lesson, db):
     go = threading.Event()
 
