@@ -5,7 +5,6 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import sqlalchemy as sa
 
 from shared.processes import wait_until, within
 from shared.testing import task_row, wait_for_status, waiting_for_a_lock, working
@@ -283,24 +282,26 @@ def test_results_do_not_wait_for_the_limit_of_the_queue(lesson, db):
     assert {task_row(db, id).attempt for id in ids} == {1}
 
 
-def test_the_children_of_one_parent_are_stored_together(lesson, db):
-    """Alone, each holds the parent's row for a moment: and the groups pass over the others."""
-    noted = []
-
-    def note(_connection, _cursor, statement, *_):
-        noted.append("-- name: succeed_task " in statement)
-
-    @lesson.tasks.task
-    def child(n):
-        return n
-
-    program(lesson, lambda ctx, n: sum(ctx.gather(*[ctx.spawn(child, i) for i in range(n)])))
-    with working(lesson.worker.Worker(db, "w", slots=50)):
-        sa.event.listen(db.autocommit, "before_cursor_execute", note)
-        id = enqueue(lesson, db, "program", 300)
-        assert wait_for_status(db, id, "succeeded", "failed", seconds=60).output == 44850
-        sa.event.remove(db.autocommit, "before_cursor_execute", note)
-    assert sum(noted) <= 30, f"{sum(noted)} of {len(noted)} statements stored one result"
+def test_a_result_that_is_passed_over_goes_with_the_next_groups_and_then_alone(lesson, db):
+    """Alone, each child holds its parent's row for a moment, and groups pass over the others."""
+    one, other = claimed_tasks(lesson, db, 2)
+    stored, alone = [], []
+    results = lesson.results.Results(stored.append, alone.append)
+    with db.autocommit.connect() as connection, db.connect() as holder:
+        holder.execute("select from tasks for update")
+        results.add(one, "1")
+        assert results.store(connection), "it is to be tried again"
+        assert (stored, alone) == ([], [])
+        holder.rollback()
+        assert not results.store(connection)
+        assert (stored, alone) == ([one], [])
+        holder.execute("select from tasks for update")
+        results.add(other, "1")
+        tries = 1
+        while results.store(connection):
+            tries += 1
+        assert (stored, [result.task for result in alone]) == ([one], [other])
+        assert tries == lesson.results.MAX_TRIES
 
 
 def test_a_connection_that_is_cut_in_a_group_loses_and_repeats_nothing(lesson, db):
