@@ -46,8 +46,8 @@ def story(db: Database) -> None:
     together(db, alone)
     many_slots(db)
     fan_out(db)
-    killed(db)
     disturbed(db)
+    killed(db)
 
 
 class OneByOne(Worker):
@@ -170,26 +170,6 @@ def fan_out(db: Database) -> None:
     check(2 * groups.statements < alone.statements, "they are spawned and stored together")
 
 
-def killed(db: Database) -> None:
-    scene("A death at the worst moment, with 20 slots")
-    fill(db, "send_receipt", range(300))
-    fill(db, "pack", [{"id": n, "items": 10} for n in range(50)], more=True)
-    with worker_processes(HERE, "a", options=("--slots", "20", *SHORT_LEASE)) as (worker,):
-        wait_until(lambda: count(db, "succeeded") > 100, "it is in the middle")
-        with db.engine.begin() as psql:
-            psql.exec_driver_sql("lock table tasks in share mode")
-            time.sleep(0.3)  # what runs comes to its end, and cannot be stored
-            worker.kill()
-        said, stored = said_of(worker), count(db, "succeeded")
-    say("for a moment psql keeps all results from being stored; then the worker is killed -9")
-    say(f"it has said of {said} tasks that they have succeeded; {stored} are stored")
-    check(said <= stored, "what it has said is true")
-    twice = finish(db)
-    say(f"of 800 receipts and steps {twice} were done twice")
-    check(twice <= 20, "at most one in each slot")
-    check(count(db, "succeeded") == 350 and len(done()) == 800, "and no task was lost")
-
-
 def disturbed(db: Database) -> None:
     scene("Ten tasks share their commits; one is cancelled, and psql holds the row of another")
     say_logs()
@@ -209,6 +189,26 @@ def disturbed(db: Database) -> None:
         psql.rollback()
         wait_until(lambda: status(db, 7) == "succeeded", "it goes on")
     check(get(db, 7).output == 150, "the one whose row was held has succeeded, too")
+
+
+def killed(db: Database) -> None:
+    scene("A death at the worst moment, with 20 slots")
+    fill(db, "send_receipt", range(300))
+    fill(db, "pack", [{"id": n, "items": 10} for n in range(50)], more=True)
+    with worker_processes(HERE, "a", options=("--slots", "20", *SHORT_LEASE)) as (worker,):
+        wait_until(lambda: count(db, "succeeded") > 100, "it is in the middle")
+        with db.engine.begin() as psql:
+            psql.exec_driver_sql("lock table tasks in share mode")
+            time.sleep(0.3)  # what runs comes to its end, and cannot be stored
+            worker.kill()
+        said, stored = said_of(worker), count(db, "succeeded")
+    say("for a moment psql keeps all results from being stored; then the worker is killed -9")
+    say(f"it has said of {said} tasks that they have succeeded; {stored} are stored")
+    check(said <= stored, "what it has said is true")
+    twice = finish(db)
+    say(f"of 800 receipts and steps {twice} were done twice")
+    check(twice <= 20, "at most one in each slot")
+    check(count(db, "succeeded") == 350 and len(done()) == 800, "and no task was lost")
 
 
 def drained(db: Database, name: str, worker: Worker) -> Cost:
