@@ -32,6 +32,7 @@ ENTRIES = {
     "timer": "◆",
     "signal": "▶",
     "event": "▲",
+    "patch": "┆",
     "step open": "□",
     "child open": "○",
     "timer open": "◇",
