@@ -34,6 +34,7 @@ ENTRIES = {
     "timer": "◆",
     "signal": "▶",
     "event": "▲",
+    "patch": "┆",
     "step open": "□",
     "child open": "○",
     "timer open": "◇",

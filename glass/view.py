@@ -273,6 +273,8 @@ def tags(task: Row, worker: str | None, rows: Rows) -> Iterable[Tag]:
         yield "", f"priority {priority}"
     if (queue := task.get("queue")) and queue != "default":
         yield "", f"queue {queue}"
+    if version := task.get("version"):
+        yield "", f"version {version}"
     if parent := task.get("parent_id"):
         yield "", f"child of {parent}"
     started, timeout = timestamp(task.get("started_at")), interval(task.get("timeout"))
@@ -282,6 +284,9 @@ def tags(task: Row, worker: str | None, rows: Rows) -> Iterable[Tag]:
         yield "due", waits_for(task, rows)
     elif status == "waiting" and (run_at := timestamp(task.get("run_at"))):
         yield "due", f"runs in {rows.left(run_at)}"
+    elif status == "waiting" and (codes := task.get("parked_by")):
+        tried = codes.strip("{}").replace('"', "").replace(",", ", ")
+        yield "due", f"parked: {short(tried, NAME)} cannot run it"
 
 
 def waits_for(task: Row, rows: Rows) -> str:

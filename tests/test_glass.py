@@ -465,6 +465,34 @@ def test_a_transaction_and_what_is_done_at_most_once_have_marks_of_their_own(pos
         assert "three ■▣▪" in console.export_text()
 
 
+def test_a_task_that_is_parked_says_by_which_code_and_a_patch_has_a_mark(postgres):
+    with tables("13") as thirteen, watched(thirteen.db, postgres) as history:
+
+        @thirteen.context.durable
+        def wait(ctx, _):
+            ctx.patched("a patch")
+            ctx.receive("approval")
+
+        with thirteen.db.autocommit.connect() as connection:
+            thirteen.tasks.enqueue(connection, "wait", None)
+            with working(thirteen.worker.Worker(thirteen.db, "a", version="7")):
+                wait_until(lambda: counts(history) == {"waiting": 1}, "it waits")
+            thirteen.tasks.registry.pop("wait")
+            thirteen.signals.send(connection, 1, "approval", "Ann")
+
+            def parked():
+                return next(card for column in view(history).columns for card in column.cards)
+
+            with working(thirteen.worker.Worker(thirteen.db, "b", version="7")):
+                wait_until(lambda: parked().tags[-1][1].startswith("parked"), "it is parked")
+        assert parked().entries == ["patch", "signal"]
+        assert [text for _, text in parked().tags] == [
+            "attempt 2",
+            "version 7",
+            "parked: 7 cannot run it",
+        ]
+
+
 def test_a_task_that_waits_for_a_message_or_an_event_says_so(postgres):
     with tables("11") as eleven, watched(eleven.db, postgres) as history:
 
