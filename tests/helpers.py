@@ -426,7 +426,7 @@ def make_context(lesson, queue, task):
 @contextmanager
 def fences(lesson, db, tasks):
     """From lesson 14 on: the fences of runs of one worker, and the group of their steps."""
-    writer = lesson.writer.Writer(db.autocommit, 2)
+    writer = lesson.writer.Writer(db, 2)
     writer.open(lambda: False)
     try:
         yield [lesson.fence.Fence(writer, task) for task in tasks], writer._steps

@@ -20,6 +20,7 @@ from tests.helpers import (
     only,
     queries,
     register_worker,
+    run_claimed,
     run_once,
     run_verb,
     suspended,
@@ -202,9 +203,7 @@ def test_a_worker_that_was_taken_for_dead_can_still_park(lesson, db):
     deploy(lesson, edited())
     task = claim_one(lesson, db, id)
     drop_workers(db)
-    with db.autocommit.connect() as slot:
-        lesson.run.run_task(slot, task, lesson.timing.Timing())
-    row = task_row(db, id)
+    row = run_claimed(lesson, db, task)
     assert is_parked(row)
     assert row.parked_by == [f"worker {row.worker_id}"]
 

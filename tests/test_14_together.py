@@ -124,17 +124,14 @@ def test_results_share_a_statement(lesson, db):
     assert 0 < noted["succeed_tasks"] < 50
 
 
-def test_a_claim_and_an_end_leave_a_row_on_its_page(lesson, db):
-    """So they need no entry in the log of the database for the rest of the row."""
+def test_a_claim_leaves_a_row_on_its_page(lesson, db):
+    """So it needs no entry in the log of the database for the rest of the row. (So does the end, but
+    only where nobody's snapshot keeps the first version: not beside other tests.)"""
     pages = "select id, ctid::text::point from tasks order by id"
     several(lesson, db, 200)
     before = execute(db, pages)
-    while tasks := claim(lesson, db, register(lesson, db), 20):
-        rows = ",".join(
-            f'{{"id": {id}, "attempt": {attempt}, "output": 1}}' for id, attempt in tasks
-        )
-        with queries(lesson, db) as queue:
-            assert len(list(queue.succeed_tasks(results=f"[{rows}]"))) == len(tasks)
-    assert statuses(db) == {"succeeded": 200}
+    while claim(lesson, db, register(lesson, db), 20):
+        pass
+    assert statuses(db) == {"running": 200}
     page = [point.partition(",")[0] for _, point in before]
     assert [point.partition(",")[0] for _, point in execute(db, pages)] == page
