@@ -57,7 +57,7 @@ def all_programs(timed: bool, answered: bool, paid: bool) -> Any:
     """Of a lesson whose tasks can sleep, and do not wait for ever; wait for messages; and pay."""
     short = EITHER | NAP if timed else EITHER
     short = short | ANSWER if answered else short
-    short = short | PAY if paid else short
+    short = short | PAY | PAY if paid else short
     return programs(short, 2, 4) | programs(nested(nested(SIMPLE | short, timed), timed), 2, 4)
 
 
