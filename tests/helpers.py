@@ -13,7 +13,8 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
-from inspect import signature
+from functools import wraps
+from inspect import Signature, signature
 from types import SimpleNamespace
 
 import pytest
@@ -26,6 +27,27 @@ from shared.testing import kept, task_row, waiting_for_a_lock
 MINUTE = timedelta(minutes=1)
 ALL = {"at_most": 1000, "skip": 0}  # of a statement that takes on several rows
 ENDED = ("succeeded", "failed", "cancelled")
+
+
+def one_by_one(names, cases):
+    """As pytest.mark.parametrize, but all cases on the same tables: for what leaves them alone."""
+    names = [names] if isinstance(names, str) else names
+
+    def decorated(test):
+        @wraps(test)
+        def on_the_same(**given):
+            for case in cases:
+                try:
+                    test(**given, **dict(zip(names, case if names[1:] else [case], strict=True)))
+                except BaseException as error:
+                    error.add_note(f"{names}: {case!r}")
+                    raise
+
+        kept = [p for name, p in signature(test).parameters.items() if name not in names]
+        on_the_same.__signature__ = Signature(kept)
+        return on_the_same
+
+    return decorated
 
 
 # In the database

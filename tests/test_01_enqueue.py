@@ -3,7 +3,7 @@
 import pytest
 
 from shared.testing import task_row, wait_for_status, working
-from tests.helpers import count, enqueue, execute, run_program, run_verb
+from tests.helpers import count, enqueue, execute, one_by_one, run_program, run_verb
 
 # Enqueue
 
@@ -67,7 +67,7 @@ BAD_INPUTS = {
 }
 
 
-@pytest.mark.parametrize("bad", BAD_INPUTS)
+@one_by_one("bad", BAD_INPUTS)
 def test_bad_input_is_refused_at_the_door(lesson, db, bad):
     input, why = BAD_INPUTS[bad]
     with pytest.raises(lesson.inputs.BadInput, match=why):
@@ -133,7 +133,7 @@ def test_the_verbs_enqueue_and_status(lesson, db):
     assert "1 queued" in shown.stdout
 
 
-@pytest.mark.parametrize(
+@one_by_one(
     ("arguments", "says"),
     [
         (("divide", "[6, 3"), "JSON"),

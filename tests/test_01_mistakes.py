@@ -4,7 +4,7 @@ import functools
 
 import pytest
 
-from tests.helpers import enqueue
+from tests.helpers import enqueue, one_by_one
 
 
 def plain(input):
@@ -56,7 +56,7 @@ NO_TASKS = {
 }
 
 
-@pytest.mark.parametrize(("function", "why"), NO_TASKS.values(), ids=NO_TASKS.keys())
+@one_by_one(("function", "why"), NO_TASKS.values())
 def test_what_cannot_be_a_task_is_refused_when_it_is_registered(lesson, function, why):
     before = dict(lesson.tasks.registry)
     with pytest.raises(lesson.inputs.BadInput, match=why):

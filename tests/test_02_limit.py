@@ -17,6 +17,7 @@ from tests.helpers import (
     count,
     execute,
     limit,
+    one_by_one,
     registered,
     run_program,
     run_verb,
@@ -156,7 +157,7 @@ def test_a_worker_that_is_stopped_while_it_waits_leaves_nothing_running(lesson, 
 # At the door
 
 
-@pytest.mark.parametrize("bad", [-1, 2**31, 1.5, True, "3", None])
+@one_by_one("bad", [-1, 2**31, 1.5, True, "3", None])
 def test_a_bad_limit_is_refused(lesson, db, bad):
     with db.autocommit.connect() as connection:
         with pytest.raises(lesson.inputs.BadInput, match="a limit is a whole number"):
@@ -173,14 +174,14 @@ def test_a_task_goes_into_the_queue_that_is_named(lesson, db):
 ODD_NAMES = ["", " ", "a b", "a\n", "kö", "a\0", "'; drop", "x" * 101]
 
 
-@pytest.mark.parametrize("bad", ODD_NAMES)
+@one_by_one("bad", ODD_NAMES)
 def test_no_task_goes_into_a_queue_with_an_odd_name(lesson, db, bad):
     with pytest.raises(lesson.inputs.BadInput, match="a queue is named"):
         several(lesson, db, 1, queue=bad)
     assert count(db, "queued") == 0
 
 
-@pytest.mark.parametrize("bad", ODD_NAMES)
+@one_by_one("bad", ODD_NAMES)
 def test_a_bad_queue_name_is_refused(lesson, db, bad):
     with pytest.raises(lesson.inputs.BadInput, match="a queue is named"):
         limit(lesson, db, 1, queue=bad)
@@ -188,7 +189,7 @@ def test_a_bad_queue_name_is_refused(lesson, db, bad):
         lesson.worker.Worker(db, "w", queue=bad)
 
 
-@pytest.mark.parametrize("bad", [0, -1, 1001, 10**9, 2.5, True])
+@one_by_one("bad", [0, -1, 1001, 10**9, 2.5, True])
 def test_a_bad_number_of_slots_is_refused(lesson, db, bad):
     with pytest.raises(lesson.inputs.BadInput, match="slots is a whole number"):
         lesson.worker.Worker(db, "w", slots=bad)
@@ -216,7 +217,7 @@ def test_the_verbs_take_a_queue_and_slots(lesson, db):
     assert count(db, "queued") == 2
 
 
-@pytest.mark.parametrize(
+@one_by_one(
     ("arguments", "says"),
     [
         (("limit", "--", "-1"), "a limit is a whole number"),

@@ -20,6 +20,7 @@ from tests.helpers import (
     count,
     enqueue,
     execute,
+    one_by_one,
     queries,
     register,
     registered,
@@ -175,7 +176,7 @@ def test_a_key_that_a_transaction_cannot_see_is_an_error_and_no_second_task(less
 # At the door
 
 
-@pytest.mark.parametrize("bad", BAD_OPTIONS)
+@one_by_one("bad", BAD_OPTIONS)
 def test_a_bad_option_is_refused_at_the_door(lesson, db, bad):
     options, why = BAD_OPTIONS[bad]
     with pytest.raises(lesson.inputs.BadInput, match=why):

@@ -18,6 +18,7 @@ from tests.helpers import (
     execute,
     lease_of,
     lease_runs_out,
+    one_by_one,
     queries,
     register,
     registered,
@@ -240,7 +241,7 @@ BAD_WORKERS = {
 }
 
 
-@pytest.mark.parametrize("bad", BAD_WORKERS)
+@one_by_one("bad", BAD_WORKERS)
 def test_a_worker_that_could_not_live_is_refused(lesson, db, bad):
     options, why = BAD_WORKERS[bad]
     with pytest.raises(lesson.inputs.BadInput, match=why):

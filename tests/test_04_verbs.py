@@ -1,9 +1,7 @@
 """Lesson 04: `log` shows what a durable task has done."""
 
-import pytest
-
 from shared.testing import wait_for_status, working
-from tests.helpers import enqueue, program, run_program, run_verb
+from tests.helpers import enqueue, one_by_one, program, run_program, run_verb
 
 EVIL = "\x1b]52;c;aGk=\x07\u202e"
 
@@ -29,7 +27,7 @@ def test_log_shows_each_entry_and_obeys_none(lesson, db):
     assert not {"\x1b", "\x07", "\u202e"} & set(shown.stdout)
 
 
-@pytest.mark.parametrize("id", ["999", "0", "-1", str(2**63), "x"])
+@one_by_one("id", ["999", "0", "-1", str(2**63), "x"])
 def test_a_log_that_is_not_there(lesson, db, id):
     del db
     shown = run_verb(lesson, "log", id)

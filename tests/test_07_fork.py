@@ -19,6 +19,7 @@ from tests.helpers import (
     log_of,
     needs,
     new_task,
+    one_by_one,
     only,
     patiently,
     program,
@@ -347,7 +348,7 @@ def test_no_fork_at_a_position_that_is_not_in_the_log(lesson, db, position):
     assert execute(db, "select count(*) from tasks") == [(3,)]
 
 
-@pytest.mark.parametrize("id", [10**9, 0, -1, 2**63, 1.5, "1"])
+@one_by_one("id", [10**9, 0, -1, 2**63, 1.5, "1"])
 def test_no_fork_of_what_is_no_task(lesson, db, id):
     needs(lesson, "fork_task")
     for position in (0, 1):

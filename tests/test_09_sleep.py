@@ -18,6 +18,7 @@ from tests.helpers import (
     execute,
     log_of,
     new_task,
+    one_by_one,
     program,
     queries,
     submitted,
@@ -147,7 +148,7 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize(("mistake", "why"), MISTAKES.values(), ids=MISTAKES.keys())
+@one_by_one(("mistake", "why"), MISTAKES.values())
 def test_a_mistake_with_time_is_refused_and_takes_no_position(lesson, db, mistake, why):
     id = new_task(lesson, db)
     with attempt(lesson, db, id) as (ctx, _):

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.helpers import one_by_one
+
 HOUR, MINUTE, SECOND = (timedelta(**{unit: 1}) for unit in ("hours", "minutes", "seconds"))
 
 
@@ -127,7 +129,7 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize(("cron", "zone", "why"), MISTAKES.values(), ids=MISTAKES.keys())
+@one_by_one(("cron", "zone", "why"), MISTAKES.values())
 def test_a_line_or_a_zone_that_cannot_be_is_refused(lesson, cron, zone, why):
     with pytest.raises(lesson.inputs.BadInput, match=why):
         lesson.schedules.next_tick(cron, zone, utc("2026-01-01"))

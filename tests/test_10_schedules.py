@@ -19,6 +19,7 @@ from tests.helpers import (
     execute,
     hurry,
     in_threads,
+    one_by_one,
     only,
     patiently,
     queries,
@@ -375,7 +376,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(("mistake", "why"), BAD.values(), ids=BAD.keys())
+@one_by_one(("mistake", "why"), BAD.values())
 def test_a_mistake_is_refused_and_nothing_is_written(lesson, db, mistake, why):
     with pytest.raises(lesson.inputs.BadInput, match=why):
         put(lesson, db, **mistake)

@@ -14,6 +14,7 @@ from pathlib import Path
 import psycopg
 import pytest
 import sqlalchemy as sa
+from click.testing import CliRunner
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from shared import session
@@ -23,6 +24,7 @@ from shared.processes import WorkerProcess, wait_until, working
 from shared.session import SETTINGS
 from shared.testing import Lesson, environment, task_row, wait_for_status
 from tests.helpers import enqueue, execute, log_of, program
+from tools.__main__ import cli
 
 LAST = lessons()[-1]
 # For each setting, one that a server may well have.
@@ -254,13 +256,24 @@ GOOD_URLS = [  # in themselves; nobody is there
 
 
 @pytest.mark.parametrize("url", BAD_URLS + GOOD_URLS)
-def test_a_bad_url_gets_a_sentence_without_the_password(url):
-    for command in (["main.py"], ["main.py", "status"], ["-m", "tools", "psql"]):
-        if url in GOOD_URLS and "psql" in command:
-            continue  # psql's own sentence
+def test_a_bad_url_gets_a_sentence_without_the_password(monkeypatch, url):
+    monkeypatch.setenv("DATABASE_URL", url)
+    story = Lesson(LAST).main.main
+    verbs = [(story, []), (story, ["status"])]
+    if url in BAD_URLS:  # of the others, psql has a sentence of its own
+        verbs.append((cli, ["psql"]))
+    for verb, arguments in verbs:
+        shown = CliRunner().invoke(verb, arguments, catch_exceptions=False)
+        assert shown.exit_code == 1
+        assert "DATABASE_URL" in shown.stderr
+        assert SECRET not in shown.output
+
+
+def test_a_program_with_a_bad_url_ends_without_a_traceback():
+    for command in (["main.py"], ["-m", "tools", "psql"]):
         process = subprocess.run(
             [sys.executable, *command],
-            env=os.environ | {"DATABASE_URL": url},
+            env=os.environ | {"DATABASE_URL": BAD_URLS[0]},
             cwd=LESSONS.parent if "psql" in command else LAST,
             capture_output=True,
             text=True,
