@@ -7,7 +7,7 @@ from queue import PriorityQueue
 from typing import TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
 
 from connection import complain, connect, pauses, reconnect, repeat
 from db.queries import ClaimTasksRow, LoadLogRow, Querier
@@ -38,7 +38,7 @@ class Lender:
             try:
                 connection = connection or self._engine.connect()
                 break
-            except OperationalError as error:  # the server is full: perhaps one is given back
+            except DBAPIError as error:  # the server is full: perhaps one is given back
                 self._free.put((True, number, None))
                 complain(error)
                 time.sleep(next(pause))
