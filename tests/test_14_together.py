@@ -17,7 +17,6 @@ from tests.helpers import (
     execute,
     fences,
     log_of,
-    queries,
     register,
     several,
     statuses,
@@ -125,8 +124,8 @@ def test_results_share_a_statement(lesson, db):
 
 
 def test_a_claim_leaves_a_row_on_its_page(lesson, db):
-    """So it needs no entry in the log of the database for the rest of the row. (So does the end, but
-    only where nobody's snapshot keeps the first version: not beside other tests.)"""
+    """So it needs no entry in the log of the database for the rest of the row. (The end of a task
+    does so too, but only where no snapshot keeps the first version: not beside other tests.)"""
     pages = "select id, ctid::text::point from tasks order by id"
     several(lesson, db, 200)
     before = execute(db, pages)
