@@ -61,7 +61,8 @@ class Plan:
     @cached_property
     def start(self) -> Texts:
         """The code before, and the lesson's story; a new module has its docstring already."""
-        found = compared_files(self.before) if self.before else {}
+        before = compared_files(self.before) if self.before else {}
+        found = {file: text for file, text in before.items() if not is_story(file)}
         for file, text in self.goal.items():
             if is_story(file):
                 found[file] = text
