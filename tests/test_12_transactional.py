@@ -130,7 +130,7 @@ def test_a_database_that_refuses_its_end_is_no_error_of_the_task(lesson, db):
 
 @pytest.mark.parametrize("amount", [30, 70])
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_the_answer_to_the_commit_of_a_task_is_lost(lesson, db, when, amount):
+def test_the_answer_to_the_commit_of_a_task_is_lost(lesson, db, when, amount, caplog):
     """With 70, the second try after a COMMIT that has arrived would be refused."""
     calls = []
 
@@ -143,6 +143,7 @@ def test_the_answer_to_the_commit_of_a_task_is_lost(lesson, db, when, amount):
     with lossy(db, when, "SucceedTask") as (far, cuts), one_slot(lesson, far):
         row = wait_for_status(db, id, "succeeded", "failed", "waiting")
     assert (len(cuts), row.status, row.attempt) == (1, "succeeded", 1)
+    assert "void" not in caplog.text
     assert row.output == ("taken 1" if when == "after" else "taken 2")
     assert balance(db) == 100 - amount
 

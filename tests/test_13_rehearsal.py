@@ -14,6 +14,7 @@ from tests.helpers import (
     execute,
     log_of,
     run_once,
+    run_program,
     run_verb,
 )
 from tests.shop import (
@@ -405,7 +406,7 @@ def test_the_verbs_export_and_rehearse(lesson, db, tmp_path):
     assert fits.returncode == 0
     (path / "app.py").write_text((path / "app.py").read_text().replace(CODE, EDITED))
     bad.write_text("{")
-    edited = run_verb(copied, "rehearse", str(good), str(bad), str(tmp_path / "missing.json"))
+    edited = run_program(copied, "rehearse", str(good), str(bad), str(tmp_path / "missing.json"))
     assert edited.returncode == 1
     assert "7.json: it does not fit: at position 2, the function" in edited.stdout
     assert "no.json: it cannot be rehearsed: " in edited.stdout

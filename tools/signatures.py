@@ -10,10 +10,16 @@ from tools.symbols import QUERY_NAME, SQL_TOKEN, snippet
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Named = Function | ast.ClassDef
+LONG = 50  # lines
 
 
 def signature(lesson: Path, file: str, symbol: str) -> str:
-    """A few lines: of a function its `def`, of a table its columns, of a query what it takes."""
+    """A few lines: of a function its `def`, of a table its columns, of a query what it takes.
+
+    Of what has no name of its own, nothing.
+    """
+    if symbol == "(file)":
+        return ""
     code = snippet(lesson, f"{file}#{symbol}") or ""
     if file.endswith(".py"):
         return python_signature(code)
@@ -71,11 +77,16 @@ def listed(what: str, nodes: Sequence[ast.AST]) -> list[str]:
 
 
 def table_signature(code: str) -> str:
-    """Of a table, each column with its type; of a function, all; of others, one line of code."""
+    """Of a table, each column with its type; of others, one line of code.
+
+    Of a function all, if it is not long; else what it takes and returns.
+    """
     bare = "".join(t[0] for t in SQL_TOKEN.finditer(code) if t.lastgroup != "comment")
     if not (table := re.match(r"\s*create table (\w+) \((.*)\n\);", bare, re.S)):
         text = bare.strip()
-        return text if text.startswith("create function") else re.sub(r"\s*\n\s*", " ", text)
+        if not text.startswith("create function"):
+            return re.sub(r"\s*\n\s*", " ", text)
+        return text if text.count("\n") < LONG else text.partition(" as $$")[0]
     columns = [
         f"    {found[1]} {found[2]}"
         for found in re.finditer(r"^    (\w+) +(\w+(?:\[\])?)", table[2], re.M)

@@ -107,7 +107,8 @@ def call(fence: Fence) -> Outcome:
         def work(own: sa.Connection) -> Json:
             return registered.function(own, json.loads(task.input))  # not changed by an earlier try
 
-        if commit(fence, work, Querier.succeed_task) is None:
+        output = commit(fence, work, Querier.succeed_task)
+        if output is None and not has_succeeded(fence):
             fence.lost()
         return Committed()
     if registered.kind == "plain":
@@ -120,6 +121,12 @@ def call(fence: Fence) -> Outcome:
     finally:
         context.end(returned)
     return ended_with(output)
+
+
+def has_succeeded(fence: Fence) -> bool:
+    """Did the COMMIT of an earlier try arrive? Then only its answer was lost."""
+    row = fence.send(lambda queries: queries.get_task(id=fence.task.id))
+    return row is not None and (row.status, row.attempt) == ("succeeded", fence.task.attempt)
 
 
 def store(fence: Fence, outcome: Outcome) -> None:

@@ -18,5 +18,5 @@ grant select, insert, update, delete on workers to :"worker";
 grant select, update on queue_limits, schedules to :"worker";
 grant select, insert on messages to :"worker";
 
--- What is not for the owner's rights alone: these two are called by statements of the worker.
-grant execute on function complete_entry, has_living_children to :"worker";
+-- What is not for the owner's rights alone: these are called by statements of the worker.
+grant execute on function complete_entry, has_living_children, has_untried to :"worker";

@@ -14,10 +14,7 @@ log = logging.getLogger("worker")
 
 
 class Lease:
-    """worker_id: the worker's row. duration: for how long it counts as alive after a heartbeat.
-
-    queue, version: which tasks it may claim.
-    """
+    """worker_id: the worker's row. duration: for how long it counts as alive after a heartbeat."""
 
     def __init__(self, name: str, duration: timedelta, queue: str, version: str) -> None:
         self.name = name

@@ -56,7 +56,8 @@ class UnknownTask(Misfit):
 
 PARKED = """\
 The task is parked, and this attempt does not count. It waits for other code: workers of another
-version take it up by themselves. `python main.py retry {id}` lets all try again at once."""
+version take it up by themselves, once `python main.py move-version` has moved it if this version
+began it. `python main.py retry {id}` lets all try again at once."""
 
 Outcome = Succeeded | Failed | Again | Suspended | Committed | Parked
 
@@ -135,7 +136,8 @@ def call(fence: Fence) -> Outcome:
     def work(own: sa.Connection) -> Json:
         return registered.function(own, json.loads(task.input))  # not changed by an earlier try
 
-    if commit(fence, work, Querier.succeed_task) is None:
+    output = commit(fence, work, Querier.succeed_task)
+    if output is None and not has_succeeded(fence):
         fence.lost()
     return Committed()
 
@@ -155,6 +157,12 @@ def call_durable(registered: Registered, context: Context, input: Json) -> Json:
         return output
     finally:
         context.end(returned)
+
+
+def has_succeeded(fence: Fence) -> bool:
+    """Did the COMMIT of an earlier try arrive? Then only its answer was lost."""
+    row = fence.send(lambda queries: queries.get_task(id=fence.task.id))
+    return row is not None and (row.status, row.attempt) == ("succeeded", fence.task.attempt)
 
 
 def store(fence: Fence, outcome: Outcome) -> None:
