@@ -196,7 +196,7 @@ class Durable(RuleBasedStateMachine):
     # By a run that is the task's, and how many rows they may write then.
     WRITES: ClassVar = {
         "record_step": (1,),
-        "record_steps": (1,),
+        "record_steps": (0, 1),  # 0: an error stands there, which RecordStep replaces
         "record_first": (0, 1),  # 0: it has recorded it already
         "spawn_child": (1,),
         "spawn_children": (1,),

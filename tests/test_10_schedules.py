@@ -28,6 +28,7 @@ from tests.helpers import (
     run_verb,
     submitted,
 )
+from tests.shop import unfit
 
 HOUR, MINUTE, SECOND = (timedelta(**{unit: 1}) for unit in ("hours", "minutes", "seconds"))
 YEARLY, EVERY_SECOND = "0 0 1 1 *", "* * * * * *"
@@ -426,8 +427,9 @@ def test_a_task_that_nobody_knows_or_can_read_fails_by_itself(lesson, db):
     put(lesson, db, "well")
     execute(db, "update schedules set max_attempts = 1")
     set_back(db, timedelta(0), "well")
+    fails = unfit(lesson) == "failed"  # or waits for other code
     with working(lesson.worker.Worker(db, "w")):
-        wait_until(lambda: count(db, "failed") == 3, "they have failed")
+        wait_until(lambda: count(db, "failed") == (3 if fails else 2), "they have failed")
         wait_until(lambda: count(db, "succeeded") == 1, "and that one has not")
     assert execute(db, "select count(*) from schedules where next_at > now()") == [(4,)]
     assert (

@@ -12,7 +12,7 @@ from shared.processes import wait_until
 from shared.testing import Lesson
 from tests.test_tools import PLUGIN, SQLC, edit, only, tool, write
 from tools import generated
-from tools.changes import STORY, symbol_changes
+from tools.changes import is_story, symbol_changes
 from tools.layers import headed, keyed, laid
 from tools.tree import Course, compared_files
 
@@ -265,7 +265,7 @@ def test_nothing_and_everything_of_a_lesson_laid_over_the_one_before(before, aft
 
 @pytest.mark.parametrize(("before", "after"), neighbours())
 def test_imports_are_worked_out_as_they_are_written(before, after):
-    files = {f: text for f, text in compared_files(after).items() if f not in STORY}
+    files = {f: text for f, text in compared_files(after).items() if not is_story(f)}
     for file, text in files.items():
         if file.endswith(".py"):
             body = "".join(f"{part.gap}{part.text}\n" for part in keyed(file, text).values())

@@ -452,8 +452,11 @@ def test_a_transaction_and_what_is_done_at_most_once_have_marks_of_their_own(pos
             ctx.at_most_once(look)
 
         def look(_key):
-            wait_until(lambda: len(view(history).columns[1].cards[0].entries) == 3, "the mark")
-            marks.extend(view(history).columns[1].cards[0].entries)
+            def running():
+                return [card.entries for card in view(history).columns[1].cards]
+
+            wait_until(lambda: [len(entries) for entries in running()] == [3], "the mark")
+            marks.extend(running()[0])
 
         with twelve.db.autocommit.connect() as connection:
             twelve.tasks.enqueue(connection, "three", None)

@@ -405,7 +405,7 @@ def test_many_clients_behind_a_pooler(pooled_schema, role, admin):
                 connection.execute(
                     sa.text(
                         "insert into tasks (name, input)"
-                        " select 'no such function', 'null' from generate_series(1, 300)"
+                        " select 'hopeless', 'null' from generate_series(1, 300)"
                     )
                 )
             done = f"select from {pooled_schema}.tasks where status = 'failed'"

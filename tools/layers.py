@@ -101,7 +101,7 @@ def names(code: str) -> set[str]:
         if isinstance(node, ast.Name):
             found.add(node.id)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            found |= {node.value} if node.value.isidentifier() else set()
+            found |= set(re.findall(r"\w+", node.value)) if " " not in node.value else set()
     return found
 
 
