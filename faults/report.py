@@ -49,6 +49,8 @@ TESTS = {
     "schedules: ticks at once, clocks that change, lines and rows that mean nothing": "test_10",
     "messages and events: races of sending, waiting and the clock, deaths between them": "test_11",
     "transactions, marks and the outbox: work with its record, lost answers, roles": "test_12",
+    "deploys: logs that do not fit, unknown names, versions up and down, patches": "test_13",
+    "groups: one row lost, held or refused, a leader cut off, a death in the middle": "test_14",
 }
 
 MIXED = "all faults mixed at random"
