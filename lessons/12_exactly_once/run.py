@@ -108,7 +108,8 @@ def call(fence: Fence) -> Outcome:
             return registered.function(own, json.loads(task.input))  # not changed by an earlier try
 
         output = commit(fence, work, Querier.succeed_task)
-        if output is None and not has_succeeded(fence):
+        # If an earlier COMMIT has arrived, and only its answer was lost, the task has succeeded.
+        if output is None and not fence.finds("succeeded"):
             fence.lost()
         return Committed()
     if registered.kind == "plain":
@@ -121,12 +122,6 @@ def call(fence: Fence) -> Outcome:
     finally:
         context.end(returned)
     return ended_with(output)
-
-
-def has_succeeded(fence: Fence) -> bool:
-    """Did the COMMIT of an earlier try arrive? Then only its answer was lost."""
-    row = fence.send(lambda queries: queries.get_task(id=fence.task.id))
-    return row is not None and (row.status, row.attempt) == ("succeeded", fence.task.attempt)
 
 
 def store(fence: Fence, outcome: Outcome) -> None:

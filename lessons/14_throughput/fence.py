@@ -83,10 +83,14 @@ class Fence:
         id, attempt = self.task.id, self.task.attempt
         return statement(Querier(connection), id=id, attempt=attempt, **values)
 
+    def finds(self, status: str) -> bool:
+        """Is the task in this attempt, and has it this status?"""
+        row = self.send(lambda queries: queries.get_task(id=self.task.id))
+        return row is not None and (row.status, row.attempt) == (status, self.task.attempt)
+
     def lost(self) -> NoReturn:
         id, attempt = self.task.id, self.task.attempt
-        row = self.send(lambda queries: queries.get_task(id=id))
-        if row is not None and (row.status, row.attempt) == ("running", attempt):
+        if self.finds("running"):
             self.interrupt(Hopeless(f"the log of task {id} is not as its run has left it"))
         self.interrupt(LostTask(f"task {id} is not running in attempt {attempt} any more"))
 
