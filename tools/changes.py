@@ -1,12 +1,12 @@
 """What changed between neighbours, by symbol. lesson.toml names each change in one sentence.
 
-The story (STORY) needs no sentences, nor do imports, docstrings and comments
-that belong to no symbol.
+The story (STORY) needs no sentences, nor do imports, docstrings and comments that belong to no
+symbol.
 """
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,7 +19,8 @@ STORY = {"main.py", "app.py", "app.sql", "deploys", "logs"}
 PAGE = """\
 # Lesson {number}: what changes, symbol by symbol
 
-All that differs from [{before}](../{before}/README.md), except the story (`main.py`, `app.*`).
+All that differs from [{before}](../{before}/README.md), except the story (`main.py`, `app.*`, and
+its directories).
 As a diff: [{patch}](../../diffs/{patch}). Back to [the lesson](README.md).
 
 | | Symbol | What and why |
@@ -41,7 +42,7 @@ def differences(before: Path, after: Path) -> Changes:
     said = declared(after)
     old, new = compared_files(before), compared_files(after)
     found: Changes = {kind: [] for kind in KINDS}
-    for file in sorted(file for file in {*old, *new} if not is_story(file)):
+    for file in engine_files(old, new):
         whole = "removed" if file not in new else "added" if file not in old else "changed"
         if whole != "changed" and file in said[whole]:
             found[whole].append(file)
@@ -53,6 +54,11 @@ def differences(before: Path, after: Path) -> Changes:
                 continue  # a method of a class that is itself new or gone
             found[kind].append(file if symbol == WHOLE else f"{file}#{symbol}")
     return found
+
+
+def engine_files(old: Iterable[str], new: Iterable[str]) -> list[str]:
+    """Of these files of two lessons, those that are not their stories."""
+    return sorted(file for file in {*old, *new} if not is_story(file))
 
 
 def is_story(file: str) -> bool:

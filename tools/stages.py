@@ -13,7 +13,7 @@ from pathlib import Path
 
 from shared.generated import record
 from shared.lessons import BUILD, number
-from tools.changes import is_story, symbol_changes
+from tools.changes import engine_files, is_story, symbol_changes
 from tools.generated import NoPlugin, write
 from tools.layers import Texts, docstring, laid
 from tools.symbols import QUERY_NAME, WHOLE, loose
@@ -74,7 +74,7 @@ class Plan:
     def changes(self) -> dict[Change, str]:
         """What is to be written, changed or taken out, and its kind, as in lesson.toml."""
         found: dict[Change, str] = {}
-        for file in sorted(file for file in {*self.start, *self.goal} if not is_story(file)):
+        for file in engine_files(self.start, self.goal):
             old, new = self.start.get(file, ""), self.goal.get(file, "")
             for symbol, kind in symbol_changes(file, old, new).items():
                 found[file, symbol] = kind

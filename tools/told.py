@@ -63,4 +63,5 @@ def describe(planned: Plan, changes: list[Change]) -> None:
             if kind == "changed" and shown.startswith("table "):  # its new columns
                 old = signature(planned.before or planned.lesson, file, symbol).split("\n")
                 shown = "\n".join(line for line in shown.split("\n") if line not in old[1:])
-            print(textwrap.indent(shown, " " * 6))
+            if shown:
+                print(textwrap.indent(shown, " " * 6))
