@@ -49,7 +49,11 @@ begin
             was := was || jsonb_build_object('ended', num_nonnulls(old.output, old.error) > 0);
         end if;
         if now is not null then
-            now := now || jsonb_build_object('ended', num_nonnulls(new.output, new.error) > 0);
+            now := now || jsonb_build_object(
+                'ended', num_nonnulls(new.output, new.error) > 0,
+                -- By a run itself; all others are opened, and completed by somebody else.
+                'recorded', new.kind in ('step', 'once', 'transaction', 'patch')
+            );
         end if;
         select to_jsonb(tasks) into task from tasks where id = (row ->> 'task_id')::bigint;
         change := format('log of task %s: %s %s %s %s', row ->> 'task_id', row ->> 'position',
@@ -101,7 +105,7 @@ $$;
 LOGS: dict[str, LiteralString] = {
     "a step was recorded by an attempt that was not the task's": (
         "select after, task from history where place = 'event_log'"
-        " and after ->> 'kind' in ('step', 'once', 'transaction')"
+        " and after -> 'recorded' = 'true'"
         " and coalesce(before -> 'settled', 'false') = after -> 'settled'"
         " and statement <> 'fork_task'"
         " and (after -> 'attempt' <> task -> 'attempt' or task ->> 'status' <> 'running')"
@@ -114,7 +118,7 @@ LOGS: dict[str, LiteralString] = {
     # The same attempt may send it again, if it has not heard the answer.
     "a step was recorded twice": (
         "select before, after from history where place = 'event_log'"
-        " and after ->> 'kind' in ('step', 'once', 'transaction')"
+        " and after -> 'recorded' = 'true'"
         " and before -> 'ended' = 'true' and before ->> 'error' is null"
         " and (before -> 'attempt', before -> 'output') <> (after -> 'attempt', after -> 'output')"
     ),
@@ -137,7 +141,7 @@ LOGS: dict[str, LiteralString] = {
     ),
     "an entry was opened by an attempt that was not the task's": (
         "select after, task from history where place = 'event_log'"
-        " and after ->> 'kind' not in ('step', 'once', 'transaction')"
+        " and after -> 'recorded' = 'false'"
         " and after -> 'ended' = 'false' and statement not in ('reopen_entries', 'fork_task')"
         " and (after -> 'attempt' <> task -> 'attempt' or task ->> 'status' <> 'running')"
     ),
