@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from functools import wraps
 from inspect import Signature, signature
@@ -19,6 +20,7 @@ from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
+from psycopg.conninfo import make_conninfo
 
 from faults.chaos import REFUSALS as REFUSALS
 from shared.processes import WorkerProcess, wait_until, within
@@ -43,8 +45,8 @@ def one_by_one(names, cases):
                     error.add_note(f"{names}: {case!r}")
                     raise
 
-        kept = [p for name, p in signature(test).parameters.items() if name not in names]
-        on_the_same.__signature__ = Signature(kept)
+        fixtures = [p for name, p in signature(test).parameters.items() if name not in names]
+        on_the_same.__signature__ = Signature(fixtures)
         return on_the_same
 
     return decorated
@@ -169,6 +171,23 @@ def refusing(db, table, when, sqlstate="P0001"):
         execute(db, f"drop trigger if exists refuse on {table}")
         execute(db, f"drop function {function}")
         execute(db, f"drop sequence {counter}")
+
+
+@contextmanager
+def few_connections(db, most):
+    """The same tables, for a role that may have so many connections."""
+    role = f"few_{db.schema}"
+    execute(db, f"create role {role} login connection limit {most}")
+    try:
+        execute(db, f"grant usage on schema {db.schema} to {role}")
+        execute(db, f"grant all on all tables in schema {db.schema} to {role}")
+        few = replace(db, conninfo=make_conninfo(db.conninfo, user=role))
+        yield few
+        few.engine.dispose()
+        few.autocommit.dispose()
+    finally:
+        execute(db, f"drop owned by {role}")
+        execute(db, f"drop role {role}")
 
 
 # From lesson 14 on, many tasks share a statement; alone, it costs what the one before it did.

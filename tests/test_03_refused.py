@@ -12,7 +12,18 @@ from psycopg.conninfo import make_conninfo
 
 from shared.processes import wait_until, within
 from shared.testing import task_row, wait_for_status, working
-from tests.helpers import ENDED, REFUSALS, count, enqueue, execute, hurry, id_of, refusing, several
+from tests.helpers import (
+    ENDED,
+    REFUSALS,
+    count,
+    enqueue,
+    execute,
+    few_connections,
+    hurry,
+    id_of,
+    refusing,
+    several,
+)
 
 PAID = "new.name = 'pay' and new.status = 'succeeded'"
 
@@ -123,12 +134,7 @@ def test_a_chore_that_is_refused_does_not_keep_the_others(lesson, db):
 @pytest.mark.until(14, why="slots share connections")
 def test_more_slots_than_connections(lesson, db, caplog):
     """It is said, not a thousand times, and the worker runs with what there is."""
-    role = f"few_{db.schema}"
-    execute(db, f"create role {role} login connection limit 8")
-    try:
-        execute(db, f"grant usage on schema {db.schema} to {role}")
-        execute(db, f"grant all on all tables in schema {db.schema} to {role}")
-        few = replace(db, conninfo=make_conninfo(db.conninfo, user=role))
+    with few_connections(db, 8) as few:
         ids, running = several(lesson, db, 100, "send_receipt", 7), []
 
         def all_done():
@@ -140,11 +146,6 @@ def test_more_slots_than_connections(lesson, db, caplog):
         told = [record for record in caplog.records if "too many connections" in record.message]
         assert 1 <= len(told) <= 3
         assert max(running) <= 8, "what has no slot is left to others"
-        few.engine.dispose()
-        few.autocommit.dispose()
-    finally:
-        execute(db, f"drop owned by {role}")
-        execute(db, f"drop role {role}")
 
 
 def test_a_worker_that_is_stopped_while_it_waits_for_connections_ends_quietly(lesson, db):

@@ -9,14 +9,20 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import replace
 
 import pytest
-from psycopg.conninfo import make_conninfo
 
 from shared.processes import wait_until, within, worker_processes
 from shared.testing import working
-from tests.helpers import announce, copy_of, count, enqueue_all, execute, run_verb
+from tests.helpers import (
+    announce,
+    copy_of,
+    count,
+    enqueue_all,
+    execute,
+    few_connections,
+    run_verb,
+)
 
 HOLD = """
 @task
@@ -154,23 +160,13 @@ def test_a_number_out_of_range_is_refused(lesson, db, name, bad):
 
 def test_a_worker_makes_do_with_the_connections_that_there_are(lesson, db, caplog):
     """The server has no more: runs wait for one that is given back. It is said, but not often."""
-    role = f"few_{db.schema}"
-    execute(db, f"create role {role} login connection limit 9")
-    try:
-        execute(db, f"grant usage on schema {db.schema} to {role}")
-        execute(db, f"grant all on all tables in schema {db.schema} to {role}")
-        few = replace(db, conninfo=make_conninfo(db.conninfo, user=role))
+    with few_connections(db, 9) as few:
         enqueue_all(lesson, db, "hopeless", range(100))
         worker = lesson.worker.Worker(few, "w", slots=40, connections=20)
         with caplog.at_level(logging.WARNING), working(worker):
             wait_until(lambda: count(db, "failed") == 100, "all have ended", 60)
         told = [record for record in caplog.records if "too many connections" in record.message]
         assert 1 <= len(told) <= 5
-        few.engine.dispose()
-        few.autocommit.dispose()
-    finally:
-        execute(db, f"drop owned by {role}")
-        execute(db, f"drop role {role}")
 
 
 def test_kill_9_repeats_at_most_one_function_in_each_slot(lesson, db, tmp_path):
