@@ -78,11 +78,13 @@ def test_looks_read_few_pages_however_much_is_queued_and_parked(lesson, db, mode
         ["waiting", "queued"] if case == "of another version" else ["waiting"],
     )
     execute(db, "vacuum analyze tasks")
+    # The least of several: what a session has to read again about tables and functions, the first
+    # time or when other tests have made some, counts too.
+    look, chores = [], []
     with db.connect() as connection:
-        for _ in range(2):  # for the first time, a session reads what a function is
-            look = explained(
-                lesson, connection, mode, "look_for_work", worker_id=worker, queue="default"
-            )
-            chores = explained(lesson, connection, mode, "look_for_chores", worker_id=worker)
-    assert buffers(look) < 20
-    assert buffers(chores) < 100
+        for _ in range(5):
+            of_work = {"worker_id": worker, "queue": "default"}
+            look.append(explained(lesson, connection, mode, "look_for_work", **of_work))
+            chores.append(explained(lesson, connection, mode, "look_for_chores", worker_id=worker))
+    assert min(map(buffers, look)) < 20
+    assert min(map(buffers, chores)) < 100
