@@ -33,6 +33,7 @@ declare
     was jsonb := case when tg_op <> 'INSERT' then to_jsonb(old) end;
     now jsonb := case when tg_op <> 'DELETE' then to_jsonb(new) end;
     row jsonb := coalesce(now, was);
+    told jsonb;
     task jsonb;
     change text;
 begin
@@ -44,17 +45,12 @@ begin
         change := format('task %s %s: %s%s', row ->> 'id', row ->> 'name',
             coalesce((was ->> 'status') || ' -> ', ''), now ->> 'status');
     elsif tg_table_name = 'event_log' then
+        -- By a run itself; all other entries are opened, and completed by somebody else.
+        told := jsonb_build_object(
+            'recorded', row ->> 'kind' in ('step', 'once', 'transaction', 'patch'));
         -- In jsonb, an output that is null looks like none.
-        if was is not null then
-            was := was || jsonb_build_object('ended', num_nonnulls(old.output, old.error) > 0);
-        end if;
-        if now is not null then
-            now := now || jsonb_build_object(
-                'ended', num_nonnulls(new.output, new.error) > 0,
-                -- By a run itself; all others are opened, and completed by somebody else.
-                'recorded', new.kind in ('step', 'once', 'transaction', 'patch')
-            );
-        end if;
+        was := was || told || jsonb_build_object('ended', num_nonnulls(old.output, old.error) > 0);
+        now := now || told || jsonb_build_object('ended', num_nonnulls(new.output, new.error) > 0);
         select to_jsonb(tasks) into task from tasks where id = (row ->> 'task_id')::bigint;
         change := format('log of task %s: %s %s %s %s', row ->> 'task_id', row ->> 'position',
             row ->> 'kind', row ->> 'name', case
