@@ -1,14 +1,21 @@
 """Lesson 14: what is written at the same moment is written together, and nobody waits."""
 
+import gc
 import re
 import threading
+import weakref
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
 
+import pytest
 import sqlalchemy as sa
+from sqlalchemy.sql.elements import TextClause
 
 from shared.processes import wait_until, within, working
+from shared.testing import task_row
 from tests.helpers import (
     by_hand,
     claim,
@@ -17,9 +24,11 @@ from tests.helpers import (
     execute,
     fences,
     log_of,
+    queries,
     register,
     several,
     statuses,
+    suspended,
     waiting_in,
 )
 
@@ -121,6 +130,85 @@ def test_results_share_a_statement(lesson, db):
     noted = sent(do)
     assert noted["succeed_task"] == 0, "no slot has to store one alone"
     assert 0 < noted["succeed_tasks"] < 50
+
+
+def test_siblings_that_end_together_change_their_parent_once(lesson, db):
+    """And are told one after the other, in the order in which they were spawned."""
+    id, children = suspended(lesson, db, 20)
+    for child in children:
+        claim_one(lesson, db, child)
+    with db.connect() as connection:
+        connection.execute(
+            "update tasks set status = 'succeeded', output = '7' where id = any (%s)", [children]
+        )
+        (updated,) = connection.execute(
+            "select pg_stat_get_xact_tuples_updated('tasks'::regclass)"
+        ).fetchone()
+    assert updated == len(children) + 2, "one for the count, and one to wake it"
+    row = task_row(db, id)
+    assert (row.status, row.completions, row.wake_after) == ("queued", 20, 0)
+    assert [entry.completion for entry in log_of(db, id)] == list(range(1, 21))
+
+
+def test_siblings_that_end_together_wake_those_who_have_waited_for_enough(lesson, db):
+    """Of three parents, all in one statement: one waits for one more, and one has ended."""
+    waits, awaited = suspended(lesson, db, 2)
+    wakes, (first, *_) = suspended(lesson, db, 2)
+    ended, (last, *_) = suspended(lesson, db, 1)
+    execute(db, "update tasks set wake_after = 1 where id = %s", wakes)
+    with queries(lesson, db) as queue:
+        assert queue.cancel_task(id=ended) == 1
+    before = vars(task_row(db, ended))
+    ends = "update tasks set status = 'failed', error = 'E: no' where id = any (%s)"
+    execute(db, ends, [awaited[0], first, last])
+    rows = [task_row(db, id) for id in (waits, wakes)]
+    assert [(row.status, row.completions, row.wake_after) for row in rows] == [
+        ("waiting", 1, 1),
+        ("queued", 1, 0),
+    ]
+    assert vars(task_row(db, ended)) == {**before, "completions": 1, "wake_after": 0}
+    assert log_of(db, ended)[0].error["error"] == "E: no"
+
+
+def test_each_statement_is_parsed_once(lesson, db, monkeypatch):
+    parsed = []
+    init = TextClause.__init__
+
+    def counted(self, text, *args):
+        parsed.append(text)
+        init(self, text, *args)
+
+    monkeypatch.setattr(TextClause, "__init__", counted)
+    with db.autocommit.connect() as connection:
+        enqueued = [lesson.tasks.enqueue(connection, "nothing", None) for _ in range(5)]
+        told = [row.id for row in lesson.queries.Querier(connection).list_tasks(at_most=9)]
+        assert told == enqueued[::-1]
+        assert connection.execute(sa.text("select 1")).scalar_one() == 1
+        assert connection.execute(sa.text("select 1")).scalar_one() == 1
+    assert len(set(parsed)) == len(parsed) - 1, "the program's own statements are left alone"
+
+
+def test_a_function_is_looked_at_once_and_not_kept(lesson, monkeypatch):
+    looks = []
+    signature = lesson.inputs.signature
+    monkeypatch.setattr(
+        lesson.inputs, "signature", lambda *args, **kw: looks.append(args) or signature(*args, **kw)
+    )
+    held = SimpleNamespace()
+
+    def step(_key, number):
+        return held, number
+
+    check = partial(lesson.inputs.check_function, step, "a step is a def f(key, x)", "key")
+    assert [check(1), check(2)] == ["step", "step"]
+    with pytest.raises(lesson.inputs.BadInput, match="missing a required argument: 'number'"):
+        check()
+    assert len(looks) == 1
+    gone = weakref.ref(step)
+    looks.clear()
+    del step, check
+    gc.collect()
+    assert gone() is None, "nor what its closure holds"
 
 
 def test_a_claim_leaves_nearly_every_row_on_its_page(lesson, db):

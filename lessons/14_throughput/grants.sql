@@ -19,4 +19,4 @@ grant select, update on queue_limits, schedules to :"worker";
 grant select, insert on messages to :"worker";
 
 -- What is not for the owner's rights alone: these are called by statements of the worker.
-grant execute on function complete_entry, has_living_children, has_untried to :"worker";
+grant execute on function complete_entries, complete_entry, has_living_children, has_untried to :"worker";

@@ -4,9 +4,17 @@ import json
 import re
 from contextlib import suppress
 from datetime import timedelta
-from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction, signature
+from inspect import (
+    Signature,
+    isasyncgenfunction,
+    iscoroutinefunction,
+    isgeneratorfunction,
+    signature,
+)
 from itertools import accumulate
+from types import FunctionType
 from typing import Any, NoReturn
+from weakref import WeakKeyDictionary
 
 Json = Any  # what json.loads can return
 MAX_JSON_BYTES = 1_000_000
@@ -59,6 +67,30 @@ def check_function(function: object, rule: str, /, *args: Any, **kwargs: Any) ->
 
     rule: how such a function is written.
     """
+    name, parameters = look_once_at(function, rule)
+    if parameters:
+        try:
+            parameters.bind(*args, **kwargs)
+        except TypeError as error:
+            raise BadInput(f"{name}{parameters!s:.100}: {error}: {rule}") from None
+    return name
+
+
+# A step looks at its function each time. That takes longer than all else that it checks.
+# Weakly: what nobody else holds is forgotten, with all that its closure holds.
+_looked_at: WeakKeyDictionary[FunctionType, tuple[str, Signature | None]] = WeakKeyDictionary()
+
+
+def look_once_at(function: object, rule: str) -> tuple[str, Signature | None]:
+    if type(function) is not FunctionType:  # a callable object may look different each time
+        return look_at(function, rule)
+    if function not in _looked_at:
+        _looked_at[function] = look_at(function, rule)
+    return _looked_at[function]
+
+
+def look_at(function: object, rule: str) -> tuple[str, Signature | None]:
+    """Its name, and the parameters if it tells. BadInput if it is not done when it returns."""
     name = getattr(function, "__name__", None)
     if not callable(function) or not isinstance(name, str):
         raise BadInput(f"{function!r:.50} is no function with a name: {rule}")
@@ -68,14 +100,9 @@ def check_function(function: object, rule: str, /, *args: Any, **kwargs: Any) ->
     if isgeneratorfunction(function):
         raise BadInput(f"{name} is a generator, and nobody would run it: {rule}")
     try:
-        parameters = signature(function, follow_wrapped=False)
+        return name, signature(function, follow_wrapped=False)
     except (TypeError, ValueError):  # some built-in functions do not tell
-        return name
-    try:
-        parameters.bind(*args, **kwargs)
-    except TypeError as error:
-        raise BadInput(f"{name}{parameters!s:.100}: {error}: {rule}") from None
-    return name
+        return name, None
 
 
 def to_json(value: Json) -> str:

@@ -421,9 +421,9 @@ and error is not null and not settled;
 
 -- name: TellAgain :exec
 -- Of children whose entries were reopened: if one has succeeded, because it was retried by hand before its
--- parent was, the trigger tells the parent now.
-update tasks
-set status = status
+-- parent was, the parent is told now.
+select complete_entries(array_agg(parent_id), array_agg(parent_position), array_agg(output), '{}')
+from tasks
 where id = any (cast(@ids as bigint[])) and status = 'succeeded';
 
 -- name: DropLastErrors :exec

@@ -266,72 +266,118 @@ create index events_untold on events (created_at) where not told;
 -- row, with whatever search_path. pg_temp is named, and last: where it is not named, it comes first.
 select set_config('search_path', quote_ident(current_schema()) || ', pg_temp', false);
 
--- Answers an entry. The task whose log holds it learns of the answer, and is woken if it waits for
--- nothing else. Only the first answer counts; false: there was one before, or the task is gone.
+-- Answers entries. The tasks whose logs hold them learn of the answers, and are woken if they wait for
+-- nothing else. Only the first answer to an entry counts. Returns how many of these are.
 -- Both sides meet at one row, the task's. A run that wants to suspend changes the same row, and only if
 -- `completions` is still what it knows: either it sees this completion, or this sees it waiting.
--- The lock comes first, in a statement of its own: a statement that has waited for a lock still sees the
--- log as it was before the wait, and two sessions that complete one entry at once would both count.
+-- The locks come first, in a statement of their own: a statement that has waited for a lock still sees the log
+-- as it was before the wait, and two sessions that complete one entry at once would both count. In the order
+-- of the ids: two sessions that complete entries of the same tasks would otherwise wait for each other.
+create function complete_entries(its_tasks bigint[], its_positions int[], outputs json[], errors json[])
+returns bigint language plpgsql set search_path from current as $$
+declare
+    counted bigint;
+    woken bigint[];
+begin
+    perform from tasks where id = any (its_tasks) order by id for update;
+
+    with answer as (
+        select
+            entry.task_id, entry.position, given.output, given.error,
+            tasks.completions + row_number() over (partition by tasks.id order by entry.position) as completion
+        from unnest(its_tasks, its_positions, outputs, errors) as given (task_id, position, output, error)
+        join tasks on tasks.id = given.task_id
+        join event_log as entry on entry.task_id = given.task_id and entry.position = given.position
+        where entry.kind in ('child', 'timer', 'signal', 'event') and entry.completion is null
+    ), told as (
+        update event_log as entry
+        set output = answer.output, error = answer.error, completion = answer.completion
+        from answer
+        where entry.task_id = answer.task_id and entry.position = answer.position
+        returning entry.task_id, entry.position
+    ), news as (
+        select task_id, array_agg(position) as positions from told group by task_id
+    ), parent as (
+        update tasks
+        set completions = completions + cardinality(news.positions),
+            wake_after = wake_after - cardinality(array(
+                select unnest(awaits) intersect select unnest(news.positions)
+            ))
+        from news
+        where tasks.id = news.task_id
+        returning tasks.id, cardinality(news.positions) as counted, tasks.status = 'waiting' and (
+            tasks.awaits && news.positions and tasks.wake_after <= 0
+            or tasks.deadline = any (news.positions)
+        ) as wakes
+    )
+    select coalesce(sum(parent.counted), 0), array_agg(parent.id) filter (where parent.wakes)
+    into counted, woken from parent;
+    -- Not in the update above: it would have tell_workers and tell_watchers give hints of what is old.
+    update tasks set status = 'queued' where id = any (woken);
+    return counted;
+end
+$$;
+
+-- One entry. False: there was an answer before, or the task is gone.
 create function complete_entry(its_task bigint, its_position int, its_output json, its_error json)
 returns boolean language plpgsql set search_path from current as $$
-declare
-    its_completion int;
-    wakes boolean;
 begin
-    select completions + 1 into its_completion from tasks where id = its_task for update;
-    if not found then
-        return false;
-    end if;
+    return 1 = complete_entries(array[its_task], array[its_position], array[its_output], array[its_error]);
+end
+$$;
 
-    update event_log set output = its_output, error = its_error, completion = its_completion
-    where task_id = its_task and position = its_position
-    and kind in ('child', 'timer', 'signal', 'event') and completion is null;
-    if not found then
-        return false;
-    end if;
-
-    update tasks
-    set completions = its_completion,
-        wake_after = case when its_position = any (awaits) then wake_after - 1 else wake_after end
-    where id = its_task
-    returning status = 'waiting'
-        and (its_position = any (awaits) and wake_after = 0 or its_position = deadline) into wakes;
-    -- Not in the update above: it would fire tell_parent even for a task that ended long ago.
-    if wakes then
-        update tasks set status = 'queued' where id = its_task;
-    end if;
-    return true;
+-- What a parent is told of a child that has not succeeded.
+create function child_error(failure text) returns json language plpgsql set search_path from current as $$
+begin
+    return json_build_object(
+        'type', split_part(failure, ':', 1), 'error', failure, 'traceback', '', 'final', true
+    );
 end
 $$;
 
 -- The end of a child completes its entry in the parent's log, in the transaction that ends it: whichever
--- statement that is, even one typed into psql, even one that deletes a child that has not ended. Rows
--- are locked from the child to the parent, never the other way round.
+-- statement that is, even one typed into psql. Rows are locked from the child to the parent, never the other
+-- way round.
+-- It is called once for each statement, with all rows that this has changed, before and after: the siblings that
+-- end in one statement change their parent's row once, and not a hundred times.
 -- A child that is retried or replayed by hand may end again, and its parent may have gone on from the
--- first end: complete_entry counts only that one.
+-- first end: complete_entries counts only that one.
 -- With the rights of the tables' owner: whoever may end a child need not be allowed to write into logs.
 create function tell_parent() returns trigger
 language plpgsql security definer set search_path from current as $$
-declare
-    child tasks := coalesce(new, old);
-    failure text := case when tg_op = 'DELETE' then 'Deleted' else coalesce(child.error, 'Cancelled') end;
 begin
-    perform complete_entry(child.parent_id, child.parent_position, child.output, case
-        when child.status <> 'succeeded' then json_build_object(
-            'type', split_part(failure, ':', 1), 'error', failure, 'traceback', '', 'final', true
-        )
-    end);
+    perform complete_entries(
+        array_agg(child.parent_id), array_agg(child.parent_position), array_agg(child.output),
+        array_agg(case
+            when child.status <> 'succeeded' then child_error(coalesce(child.error, 'Cancelled'))
+        end)
+    )
+    from new_rows as child
+    join old_rows on old_rows.id = child.id
+    where child.parent_id is not null
+    and child.status in ('succeeded', 'failed', 'cancelled')
+    and old_rows.status not in ('succeeded', 'failed', 'cancelled')
+    having count(*) > 0;
     return null;
 end
 $$;
 
-create trigger tell_parent after update of status on tasks for each row
-when (new.parent_id is not null and new.status in ('succeeded', 'failed', 'cancelled'))
-execute function tell_parent();
+create trigger tell_parent after update on tasks
+referencing old table as old_rows new table as new_rows
+for each statement execute function tell_parent();
+
+-- Even one that deletes a child that has not ended.
+create function tell_parent_of_deletion() returns trigger
+language plpgsql security definer set search_path from current as $$
+begin
+    perform complete_entry(old.parent_id, old.parent_position, null, child_error('Deleted'));
+    return null;
+end
+$$;
 
 create trigger tell_parent_of_deletion after delete on tasks for each row
 when (old.parent_id is not null and old.status in ('queued', 'running', 'waiting'))
-execute function tell_parent();
+execute function tell_parent_of_deletion();
 
 -- Makes a pair of the oldest unread message and the oldest open signal of a name, if there are both. It is
 -- called after each insert of either, so the two are never left side by side. The task's row is locked in a
@@ -425,7 +471,9 @@ end
 $$;
 
 -- By default everybody may call a function. These are for the triggers alone.
-revoke execute on function complete_entry, tell_parent, deliver from public;
+revoke execute on function
+    complete_entries, complete_entry, child_error, tell_parent, tell_parent_of_deletion, deliver
+from public;
 
 -- A hint for whoever listens on the channel of this schema: the queue has something to do. Whatever makes a
 -- task queued gives it, even an insert in psql.

@@ -21,6 +21,9 @@ from inputs import (
     check_queue,
     to_json,
 )
+from parsed import parse_once
+
+parse_once()
 
 Kind = Literal["plain", "durable", "transactional"]
 

@@ -1162,8 +1162,8 @@ class TakeBackTasksRow:
 
 
 TELL_AGAIN = """-- name: tell_again \\:exec
-update tasks
-set status = status
+select complete_entries(array_agg(parent_id), array_agg(parent_position), array_agg(output), '{}')
+from tasks
 where id = any (cast(:p1 as bigint[])) and status = 'succeeded'
 """
 
