@@ -1,5 +1,6 @@
 """python -m bench [--quick] [--tasks N] [--rounds N] [--lessons 01,03] [--json FILE] [--write-docs]
 python -m bench growth [--full]      the same drain in a table that has grown
+python -m bench profile              where a task's CPU goes, the client's and the server's
 python -m bench watched              the same drain, with `make watch` open and without
 """
 
@@ -14,7 +15,8 @@ import psycopg
 
 from bench import floor, lesson, pgbench, picture, report
 from bench.growth import grow
-from bench.measures import BenchError, Rounds, Sizes, settings, summary
+from bench.measures import BATCH, BenchError, Rounds, Sizes, settings, summary
+from bench.profile import profile
 from shared.lessons import LESSONS, NoSuchLesson, find, lessons, number
 from shared.postgres import PostgresUnavailable, server
 from shared.story import console, say
@@ -54,6 +56,15 @@ def measure_growth(path: Path, tasks: int, full: bool) -> dict[str, Any]:
         drop_test_schemas(url)
     for table in report.growth_tables(found):
         report.show(table)
+    return found
+
+
+def measure_profile(tasks: int) -> list[dict[str, Any]]:
+    with server() as url:
+        drop_test_schemas(url)
+        found = profile(find(None), tasks)
+        drop_test_schemas(url)
+    report.show(report.profile_table(found))
     return found
 
 
@@ -98,6 +109,7 @@ def main(
     console.print(f"{report.about(result)}\n{LEGEND}")
     if docs:
         result["growth"] = measure_growth(find(None), 2 * sizes.tasks, full=True)
+        result["profile"] = measure_profile(20 * BATCH)
         (DOCS / "numbers.svg").write_text(picture.draw(result))
         report.write(DOCS, result)
     if file:
@@ -111,6 +123,13 @@ def main(
 def growth_verb(full: bool, name: str | None, tasks: int) -> None:
     """The same drain in a table that has grown, and what the claim reads there."""
     measure_growth(chosen(name, 3, "a task says when it was started"), tasks, full)
+
+
+@main.command("profile")
+@click.option("--batches", default=20, show_default=True, help=f"of {BATCH} tasks each")
+def profile_verb(batches: int) -> None:
+    """Where a task's CPU goes: of the last lesson, and of the floor."""
+    measure_profile(batches * BATCH)
 
 
 @main.command("watched")

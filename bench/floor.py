@@ -39,6 +39,9 @@ FINISH = "update tasks set status = 'succeeded', output = %s where id = any (%s)
 RECORD = """
 insert into event_log (task_id, position, name, input, output)
 values (%s, %s, 'step', '[[1], {}]', '1')"""
+RECORD_MANY = """
+insert into event_log (task_id, position, name, input, output)
+select task_id, %s, 'step', '[[1], {}]', '1' from generate_series(2, 1 + %s) as task_id"""
 
 
 def enqueue(connection: sa.Connection, name: str, input: Any) -> int:

@@ -95,6 +95,17 @@ def growth_tables(growth: dict[str, Any]) -> tuple[Rows, Rows]:
     return columns(beside, growth["cases"]), columns(long, growth["long"])
 
 
+def profile_table(parts: list[dict[str, Any]]) -> Rows:
+    titles = {
+        "title": "CPU in µs for each",
+        "floor_client": "floor: client",
+        "floor_server": "floor: server",
+        "client": "last lesson: client",
+        "server": "last lesson: server",
+    }
+    return columns(titles, parts)
+
+
 def columns(titles: dict[str, str], cases: list[dict[str, Any]]) -> Rows:
     def text(value: str | float) -> str:
         if isinstance(value, float):
@@ -139,7 +150,11 @@ def blocks(result: dict[str, Any]) -> dict[str, dict[str, str]]:
     growth = "\n\n".join(map(markdown, growth_tables(result["growth"])))
     every = f"{markdown(numbers(result))}\n\n{about(result)}"
     return {
-        "numbers.md": {"figures": markdown(figures(result)), "growth": growth},
+        "numbers.md": {
+            "figures": markdown(figures(result)),
+            "growth": growth,
+            "profile": markdown(profile_table(result["profile"])),
+        },
         "measurements.md": {"numbers": every},
     }
 
