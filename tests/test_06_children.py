@@ -1,11 +1,13 @@
 """Lesson 06: children are spawned once, their ends are heard, and a wait cannot be swallowed."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
 import sqlalchemy as sa
 
+from shared.processes import within
 from shared.testing import task_row, wait_for_status, working
 from tests.helpers import (
     ENDED,
@@ -26,6 +28,7 @@ from tests.helpers import (
     spawn,
     spawned,
     statuses,
+    submitted,
     suspended,
     take_back,
 )
@@ -266,6 +269,26 @@ def test_a_spawn_whose_answer_was_lost_is_sent_again_and_spawns_nothing(lesson, 
         before = log_of(db, id)
         assert spawn(queue, task) == child
     assert log_of(db, id) == before
+    assert sum(statuses(db).values()) == 2
+
+
+def test_a_spawn_that_is_still_on_its_way_when_it_is_sent_again_is_not_lost(lesson, db):
+    """The connection broke, and the server, which waited for a lock, has not noticed."""
+    double = define(lesson).double
+    id = enqueue(lesson, db, "run_double")
+    task = claim_one(lesson, db, id)
+
+    def send_again():
+        with context(lesson, db, task) as ctx:
+            ctx.spawn(double, 0)
+
+    with ThreadPoolExecutor(1) as threads:
+        with db.engine.begin() as first:
+            spawn(lesson.queries.Querier(first), task)
+            second = submitted(db, threads, send_again)
+            assert not second.done(), "it waits for the first"
+        second.result(timeout=within(20))
+    assert [entry.name for entry in log_of(db, id)] == ["double"]
     assert sum(statuses(db).values()) == 2
 
 

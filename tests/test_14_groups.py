@@ -5,6 +5,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import sqlalchemy as sa
 
 from shared.processes import wait_until, within
 from shared.testing import task_row, wait_for_status, waiting_for_a_lock, working
@@ -12,6 +13,7 @@ from tests.helpers import (
     claim_one,
     context,
     count,
+    define,
     enqueue,
     enqueue_all,
     execute,
@@ -24,9 +26,9 @@ from tests.helpers import (
     record_together,
     refusing,
     several,
+    spawned,
     statuses,
     store_together,
-    suspended,
 )
 
 GROUPS = {  # of rows, each a task and an attempt; what is written of them, and how that is seen
@@ -87,14 +89,20 @@ def test_a_group_waits_for_no_row(lesson, db, group):
 
 def test_a_group_waits_for_no_parent(lesson, db):
     """A child's end is told to its parent, whose row somebody holds."""
-    id, children = suspended(lesson, db, 2)
+    id = new_task(lesson, db)
+    claim_one(lesson, db, id)
+    children = execute(
+        db,
+        "insert into tasks (name, input, parent_id, parent_position)"
+        " select 'child', '1', %s, position from generate_series(1, 2) as position returning id",
+        id,
+    )
     tasks = [claim_one(lesson, db) for _ in children]
     with queries(lesson, db) as queue:
         with db.connect() as holder:
             holder.execute("select from tasks where id = %s for update", (id,))
             assert store_together(queue, tasks) == set()
-        assert store_together(queue, tasks) == {(child, 1) for child in children}
-    assert task_row(db, id).status == "queued"
+        assert store_together(queue, tasks) == {(child, 1) for (child,) in children}
 
 
 def test_of_two_attempts_of_a_task_in_one_group_only_the_newer_writes(lesson, db, group):
@@ -349,6 +357,34 @@ def test_children_are_spawned_in_their_order_when_the_function_asks_for_more(les
                        " order by id")  # fmt: skip
     assert rows == [(n, n + 1) for n in range(250)]
     assert [entry.kind for entry in log_of(db, id)] == ["child"] * 250 + ["step"]
+
+
+def test_children_are_spawned_all_or_none(lesson, db):
+    """In the place of one there is a child already, though the log does not know of it."""
+    id, double = new_task(lesson, db), define(lesson).double
+    by_hand = "insert into tasks (name, input, parent_id, parent_position) values ('a', '1', %s, 2)"
+    execute(db, by_hand, id)
+    with context(lesson, db, claim_one(lesson, db, id)) as ctx:
+        ctx.spawn(double, 0)
+        ctx.spawn(double, 1)
+        with pytest.raises(lesson.fence.Hopeless):
+            spawned(ctx)
+    assert log_of(db, id) == []
+    assert count(db, "queued") == 1
+
+
+@pytest.mark.parametrize("error", [ValueError, RuntimeError, sa.exc.InternalError])
+def test_whatever_goes_wrong_in_a_group_its_rows_go_alone(lesson, db, monkeypatch, error):
+    def fails(*_, **__):
+        raise error("no", None, None) if error is sa.exc.InternalError else error("no")
+
+    monkeypatch.setattr(lesson.queries.Querier, "record_steps", fails)
+    monkeypatch.setattr(lesson.queries.Querier, "succeed_tasks", fails)
+    program(lesson, lambda ctx, _: ctx.step(lambda _: 7))
+    id = enqueue(lesson, db, "program")
+    with working(lesson.worker.Worker(db, "w")):
+        assert wait_for_status(db, id, "succeeded", "failed").output == 7
+    assert [entry.output for entry in log_of(db, id)] == [7]
 
 
 @pytest.mark.parametrize("how", ["returns", "raises", "swallows"])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 import sqlalchemy as sa
@@ -68,7 +69,10 @@ class Fence:
 
     def write(self, statement: Callable[..., T], **values: Any) -> T:
         """Send a statement, such as Querier.succeed_task. Raises LostTask if it changes nothing."""
-        changed = self.try_to_write(statement, **values)
+        # A try whose connection broke may have been on its way in the server, and this one has
+        # waited for it. But it saw the tables as they were before. So once more.
+        send = partial(self.try_to_write, statement, **values)
+        changed = send() or send()
         if not changed:
             self.lost()
         return changed

@@ -658,6 +658,7 @@ where (select coalesce(max(last.position), 0) from event_log as last where last.
     = given.position - 1
 on conflict (task_id, position) do nothing
 returning task_id, attempt;
+
 -- name: RecordFirst :execrows
 -- Of a transaction: in that transaction, as its last statement; or alone, if all that is left is an error.
 -- And that something is begun which is done at most once. Fenced like a step.
@@ -702,7 +703,7 @@ where event_log.task_id = run.id and event_log.position = any (cast(@positions a
 
 -- name: SpawnChildren :one
 -- Children and their entries in the parent's log are made by one statement, fenced like a step. Their ids
--- are given out in the order of their positions.
+-- are given out in the order of their positions. All or none.
 -- `again`: this attempt has done it already, and never heard of it because the connection broke. Then the
 -- entries are left as they are: children may have ended meanwhile. On conflict: as for a step, an error at
 -- the end of the log gives way.
@@ -734,6 +735,11 @@ with run as (
     where not exists (select from again)
     and (select coalesce(max(last.position), 0) from event_log as last where last.task_id = run.id)
         in (cast(@first as int) - 1, @first)
+    and not exists (
+        select from tasks as other
+        join given on given.position = other.parent_position
+        where other.parent_id = run.id
+    )
     order by given.position
     on conflict (parent_id, parent_position) where parent_id is not null do nothing
     returning tasks.id, tasks.parent_id, tasks.parent_position

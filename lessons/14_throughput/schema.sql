@@ -120,7 +120,7 @@ create index tasks_waiting on tasks (run_at) where status = 'waiting';
 -- CountRunning counts the entries of one queue. There are never more of them than its limit.
 create index tasks_running on tasks (queue) where status = 'running';
 
--- A parent has one child for each position of its log. SpawnChild relies on it, and DetachChildren
+-- A parent has one child for each position of its log. SpawnChildren relies on it, and DetachChildren
 -- finds all children of a task here.
 create unique index tasks_positions on tasks (parent_id, parent_position)
     where parent_id is not null;

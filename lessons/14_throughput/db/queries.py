@@ -1014,6 +1014,11 @@ with run as (
     where not exists (select from again)
     and (select coalesce(max(last.position), 0) from event_log as last where last.task_id = run.id)
         in (cast(:p4 as int) - 1, :p4)
+    and not exists (
+        select from tasks as other
+        join given on given.position = other.parent_position
+        where other.parent_id = run.id
+    )
     order by given.position
     on conflict (parent_id, parent_position) where parent_id is not null do nothing
     returning tasks.id, tasks.parent_id, tasks.parent_position
