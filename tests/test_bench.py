@@ -1,16 +1,19 @@
 """`python -m bench` does its work and adds it up. Nothing here looks at a speed."""
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
 from bench import pgbench, picture, report, watched
 from bench.growth import grow
-from bench.measures import MEASURES, settings, summary
+from bench.measures import BATCH, MEASURES, BenchError, settings, summary
+from bench.profile import profile
 from shared.lessons import find, number
 from tools.tree import environment, run
 
@@ -63,6 +66,14 @@ def headings(page: str) -> list[str]:
     return [line for line in page.splitlines() if line.startswith("#")]
 
 
+def profiled() -> list[dict[str, Any]]:
+    try:
+        return profile(find(None), BATCH)
+    except BenchError as why:  # the server is on another machine
+        assert os.environ.get("DATABASE_URL"), why
+        return []
+
+
 def test_the_pages_and_the_picture_are_made_from_the_figures(postgres: str, tmp_path: Path) -> None:
     rounds = {
         name: [{measure.key: place + n for place, measure in enumerate(MEASURES, 1)}]
@@ -75,6 +86,7 @@ def test_the_pages_and_the_picture_are_made_from_the_figures(postgres: str, tmp_
         "rounds": rounds,
         "summary": summary(rounds),
         "growth": grow(find(None), 20, full=False),
+        "profile": profiled(),
     }
     pages = list(report.blocks(result))
     for name in pages:
@@ -90,6 +102,9 @@ def test_the_pages_and_the_picture_are_made_from_the_figures(postgres: str, tmp_
     for case in (*result["growth"]["cases"], *result["growth"]["long"]):
         assert f"| {case['title']} | " in page
         assert f"| {report.number(case['rate'])} | " in page
+    for part in result["profile"]:
+        assert min(value for key, value in part.items() if key != "title") > 0
+        assert f"| {part['title']} | {report.number(part['floor_client'])} | " in page
     for key, title in report.FIGURES:
         cells = result["summary"][key]
         floor, last = (report.number(cells[engine]["median"]) for engine in rounds)
