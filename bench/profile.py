@@ -123,6 +123,7 @@ def of_lesson(bench: Bench, connection: sa.Connection, tasks: int) -> Parts:
             check(len(stored) == BATCH, f"of {BATCH} results, {len(stored)} were stored")
 
     def record() -> None:
+        lesson.tasks.enqueue(connection, "nothing", INPUT)
         alone, *together = take(1 + BATCH)
         running.extend(together)
         step = {"kind": "step", "name": "step", "input": "[[1], {}]", "output": "1", "error": None}
