@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 import sqlalchemy as sa
@@ -73,11 +72,10 @@ class Fence:
         """Send a statement, such as Querier.succeed_task. Raises LostTask if it changes nothing."""
         # A try whose connection broke may have been on its way in the server, and this one has
         # waited for it. But it saw the tables as they were before. So once more.
-        send = partial(self.try_to_write, statement, **values)
-        changed = send() or send()
-        if not changed:
-            self.lost()
-        return changed
+        for _ in range(2):
+            if changed := self.try_to_write(statement, **values):
+                return changed
+        self.lost()
 
     def try_to_write(self, statement: Callable[..., T], **values: Any) -> T:
         """Send a statement; if it changes nothing (falsy), the task is not always lost."""
