@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from select import select
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -46,13 +46,19 @@ class Lesson:
         return found
 
 
+_generated: dict[Path, dict[str, ModuleType]] = {}  # db/ of a lesson: a third of what loading costs
+
+
 def load(path: Path) -> SimpleNamespace:
     """Import one lesson's modules. Every lesson has a `worker`, so the names are freed again.
+
+    What is generated is imported once: it holds no state.
 
     In a lesson that is being built, a module that cannot be imported yet fails who asks for it.
     """
     names = {file.stem for file in path.glob("*.py")}
     modules: dict[str, Any] = {}
+    sys.modules.update(_generated.get(path, {}))
     sys.path.insert(0, str(path))
     importlib.invalidate_caches()
     try:
@@ -67,7 +73,9 @@ def load(path: Path) -> SimpleNamespace:
     finally:
         sys.path.remove(str(path))
         for name in [name for name in sys.modules if name.partition(".")[0] in {*names, "db"}]:
-            del sys.modules[name]
+            module = sys.modules.pop(name)
+            if name.startswith("db") and path.parent == LESSONS:  # a copy may change
+                _generated.setdefault(path, {})[name] = module
 
 
 def lessons_for(test_file: Path, until: int, everywhere: bool) -> list[Path]:
