@@ -8,8 +8,7 @@ import pytest
 from faults import chaos
 from shared import embedded
 
-# What dies here are processes, and never the machine: nothing need have reached the disk.
-embedded.SETTINGS += ["-c", "fsync=off"]
+embedded.need_not_outlive_the_machine()
 pytest.register_assert_rewrite("tests.helpers", "tests.model")
 
 # The longest begin first: else the last of them is still running when all other tests have ended.
