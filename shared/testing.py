@@ -24,6 +24,7 @@ import pytest
 from psycopg import sql
 
 from shared.database import Database, open_database, schema_name
+from shared.emptied import Emptied
 from shared.lessons import BUILD, LESSONS, NoSuchLesson, find, lessons, number
 from shared.postgres import PostgresUnavailable, server
 from shared.processes import wait_until
@@ -149,17 +150,24 @@ def drop_test_schemas(url: str) -> None:
             connection.execute(drop)
 
 
+@pytest.fixture(scope="session")
+def emptied(postgres: str) -> Iterator[Emptied]:
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        yield Emptied(connection)
+
+
 @pytest.fixture
 def db(
-    lesson: Lesson,
-    postgres: str,  # noqa: ARG001  held for the whole session
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    lesson: Lesson, emptied: Emptied, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Database]:
-    """Fresh tables of the lesson, in a schema that is this test run's own."""
-    monkeypatch.setenv("LESSON_SCHEMA", f"test_{os.getpid()}_{schema_name(lesson.path)}"[:60])
+    """Empty tables of the lesson, in a schema that is this test run's own."""
+    schema = f"test_{os.getpid()}_{schema_name(lesson.path)}"[:60]
+    monkeypatch.setenv("LESSON_SCHEMA", schema)
     monkeypatch.setenv("LESSON_OUTSIDE", str(tmp_path / "outside.log"))
-    with open_database(lesson.path, reset=True) as database:
+    fresh = not emptied.empty(schema)
+    with open_database(lesson.path, reset=fresh) as database:
+        if fresh:
+            emptied.note(schema)
         yield database
     while _kept:
         _kept.popitem()[1].close()
