@@ -7,7 +7,10 @@ import pytest
 
 from faults import chaos
 from shared import embedded
+from shared.processes import WorkerProcess
+from tools.forked import Program
 
+WorkerProcess.start = Program  # a new Python takes longer to import than most workers work
 embedded.need_not_outlive_the_machine()
 pytest.register_assert_rewrite("tests.helpers", "tests.model")
 
