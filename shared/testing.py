@@ -53,13 +53,14 @@ _generated: dict[Path, dict[str, ModuleType]] = {}  # db/ of a lesson: a third o
 def load(path: Path) -> SimpleNamespace:
     """Import one lesson's modules. Every lesson has a `worker`, so the names are freed again.
 
-    What is generated is imported once: it holds no state.
-
-    In a lesson that is being built, a module that cannot be imported yet fails who asks for it.
+    What is generated is imported once. In a lesson that is being built, a module that cannot be
+    imported yet fails who asks for it.
     """
     names = {file.stem for file in path.glob("*.py")}
     modules: dict[str, Any] = {}
     sys.modules.update(_generated.get(path, {}))
+    if queries := _generated.get(path, {}).get("db.queries"):  # tests change its methods
+        setattr(queries, "Querier", type("Querier", (queries.Querier.__mro__[-2],), {}))  # noqa: B010
     sys.path.insert(0, str(path))
     importlib.invalidate_caches()
     try:
