@@ -24,7 +24,7 @@ demo: ## run the story of the last lesson
 
 test: ## run the tests; with LESSON, only the lessons' tests, on that lesson or copy
 	@$(setup) $(if $(LESSON),,watch)
-	@$(PYTHON) -m pytest -n 4 --dist worksteal $(if $(LESSON),tests/test_[0-9][0-9]_*.py) $(ARGS)
+	@$(PYTHON) -m pytest -n 4 --maxschedchunk 1 $(if $(LESSON),tests/test_[0-9][0-9]_*.py) $(ARGS)
 
 check: ## everything that must hold before a commit: linters, types, and the texts against the code
 	@$(setup) check watch

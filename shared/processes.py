@@ -10,26 +10,33 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 # Options of a worker whose death is to be noticed soon.
 SHORT_LEASE = ("--lease", "1")
 
 
+def start(lesson: Path, arguments: list[str], log: IO[bytes]) -> "subprocess.Popen[bytes]":
+    """`python main.py ...` of a lesson."""
+    return subprocess.Popen(
+        [sys.executable, "main.py", *arguments],
+        cwd=lesson,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "LESSON_PARENT": str(os.getpid()), "NO_COLOR": "1"},
+    )
+
+
 class WorkerProcess:
     """`python main.py worker --name NAME ...` of one lesson, started at once."""
 
+    start = staticmethod(start)
+
     def __init__(self, lesson: Path, name: str, *options: str) -> None:
         self.name = name
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115  open as long as the process runs
-        self._process = subprocess.Popen(
-            [sys.executable, "main.py", "worker", "--name", name, *options],
-            cwd=lesson,
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "LESSON_PARENT": str(os.getpid()), "NO_COLOR": "1"},
-        )
+        self._log = tempfile.NamedTemporaryFile()  # noqa: SIM115  open as long as the process runs
+        self._process = self.start(lesson, ["worker", "--name", name, *options], self._log)
 
     @property
     def pid(self) -> int:

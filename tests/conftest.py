@@ -1,19 +1,32 @@
 """Most fixtures are in shared/testing.py: exercises and copies outside this directory need them."""
 
+import gc
 import os
 
 import pytest
 
 from faults import chaos
+from shared import embedded
+from shared.processes import WorkerProcess
+from tools.forked import Program
 
+WorkerProcess.start = Program  # a new Python takes longer to import than most workers work
+embedded.need_not_outlive_the_machine()
 pytest.register_assert_rewrite("tests.helpers", "tests.model")
 
-# They begin first: else the last of them is still running when all other tests have ended.
-LONG = ("crash_points", "model", "build", "bench", "cost", "chaos", "kills")
+# The longest begin first: else the last of them is still running when all other tests have ended.
+LONG = ("crash_points", "model", "bench", "build", "cost", "chaos", "kills")
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: not item.path.stem.endswith(LONG))
+    def rank(item):
+        return next((n for n, stem in enumerate(LONG) if item.path.stem.endswith(stem)), len(LONG))
+
+    items.sort(key=rank)
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what there is now stays, and would be looked through again and again
 
 
 @pytest.fixture

@@ -84,7 +84,7 @@ def test_an_idle_worker_asks_seldom(lesson, db):
     assert asked.keys() <= {"look_for_chores", "look_for_work", "heartbeat", "send_hint"}, asked
 
 
-def test_a_look_that_is_refused_does_not_end_the_upkeep(lesson, db):
+def test_a_look_that_is_refused_does_not_end_the_upkeep(lesson, db, monkeypatch):
     hurry(lesson, upkeep=0.05)
     real = lesson.queries.Querier.look_for_chores
 
@@ -92,7 +92,7 @@ def test_a_look_that_is_refused_does_not_end_the_upkeep(lesson, db):
         self._conn.exec_driver_sql("select 1 / 0")
         yield from real(self, **values)
 
-    lesson.queries.Querier.look_for_chores = refused
+    monkeypatch.setattr(lesson.queries.Querier, "look_for_chores", refused)
     with working(lesson.worker.Worker(db, "w")):
         wait_for_status(db, enqueue(lesson, db, delay=timedelta(0)), "succeeded")
 

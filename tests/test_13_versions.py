@@ -195,13 +195,17 @@ def test_a_limit_counts_all_versions_and_holds_for_each(lesson, db):
         assert not queue.look_for_work(worker_id=of_2, queue="default")
 
 
-def test_a_worker_does_not_spin_on_hints_of_what_it_may_not_run(lesson, db):
+def test_a_worker_does_not_spin_on_hints_of_what_it_may_not_run(lesson, db, monkeypatch):
     """One look for a hint, and no claim; the upkeep has nothing that it could do."""
     seen = []
-    real = lesson.queries.Querier.look_for_work
-    lesson.queries.Querier.look_for_work = lambda *a, **k: seen.append("look") or real(*a, **k)
-    real_claim = lesson.queries.Querier.claim_tasks
-    lesson.queries.Querier.claim_tasks = lambda *a, **k: seen.append("claim") or real_claim(*a, **k)
+    for query, what in ("look_for_work", "look"), ("claim_tasks", "claim"):
+        real = getattr(lesson.queries.Querier, query)
+
+        def noted(*given, _real=real, _what=what, **values):
+            seen.append(_what)
+            return _real(*given, **values)
+
+        monkeypatch.setattr(lesson.queries.Querier, query, noted)
     of_2 = worker(lesson, db, "2", timing=lesson.timing.Timing(seldom=60.0))
     with working(of_2):
         wait_until(lambda: of_2._listener.hears and "look" in seen, "it is there")
