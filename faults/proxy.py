@@ -20,7 +20,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 NOT_ENCRYPTED = (80877103, 80877104)  # requests for TLS and for GSSAPI, to be answered with N
 
 # Statements that change rows, and calls that do; a NOTIFY is sent when it commits.
-WRITES = re.compile(r"\b(insert|delete)\b|(?<!for )\bupdate\b|\b(complete_entry|pg_notify)\s*\(")
+WRITES = re.compile(r"\b(insert|delete)\b|(?<!for )\bupdate\b|\b(complete_entr\w+|pg_notify)\s*\(")
 
 # Told the names of the statements, in the proxy's thread. True: close the connection. It may also
 # call `freeze`: then this message is the first that is kept back.

@@ -58,6 +58,10 @@ class Emptied:
         if emptying := self._ask(EMPTY, schema):
             self._made[schema] = (self._ask(STATE, schema), *emptying)
 
+    def forget(self) -> None:
+        """All are made again: what was deleted leaves pages behind."""
+        self._made.clear()
+
     def empty(self, schema: str) -> bool:
         """False: it must be made again."""
         state, emptying = self._made.pop(schema, (None, ""))

@@ -137,7 +137,8 @@ def table(page: str) -> dict[str, list[str]]:
 def test_what_watching_costs_is_measured() -> None:
     found = watched.compare(find("01"), 50, 1)
     (alone,), (with_page,) = found.values()
-    assert min(alone["rate"], with_page["rate"], with_page["cpu"]) > 0
+    assert min(alone["rate"], with_page["rate"]) > 0
+    assert with_page["cpu"] >= 0  # in ticks of 10 ms
     table = watched.rows(found)
     assert [row[0] for row in table] == ["", "nobody watches", "a page is open"]
     assert table[1][3] == "–"

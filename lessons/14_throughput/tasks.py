@@ -23,8 +23,6 @@ from inputs import (
 )
 from parsed import parse_once
 
-parse_once()
-
 Kind = Literal["plain", "durable", "transactional"]
 
 
@@ -39,6 +37,8 @@ class Registered:
 # Workers look functions up here and nowhere else; a name in a row is never imported. Whoever can
 # write to the table can run a registered function with any input, and no other code.
 registry: dict[str, Registered] = {}
+
+parse_once()
 
 Function = TypeVar("Function", bound=Callable[[Any], Json])
 
