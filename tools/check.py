@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 
-from shared.embedded import need_not_outlive_the_machine
 from shared.postgres import server
 from tools.breaks import breaks, exercises
 from tools.changes import changes
@@ -45,7 +44,6 @@ CHECKS: dict[str, Find] = {
 def check(course: Course) -> Iterator[str]:
     """All checks, whatever fails, four of them at a time, the longest first."""
     told: list[str] = []
-    need_not_outlive_the_machine()
     with server(), ThreadPoolExecutor(4) as pool:  # one server for all of them
         running = {pool.submit(timed, CHECKS[name], course): name for name in reversed(CHECKS)}
         for future in as_completed(running):
