@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from select import select
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -24,7 +24,6 @@ import pytest
 from psycopg import sql
 
 from shared.database import Database, open_database, schema_name
-from shared.emptied import Emptied
 from shared.lessons import BUILD, LESSONS, NoSuchLesson, find, lessons, number
 from shared.postgres import PostgresUnavailable, server
 from shared.processes import wait_until
@@ -47,20 +46,13 @@ class Lesson:
         return found
 
 
-_generated: dict[Path, dict[str, ModuleType]] = {}  # db/ of a lesson: a third of what loading costs
-
-
 def load(path: Path) -> SimpleNamespace:
     """Import one lesson's modules. Every lesson has a `worker`, so the names are freed again.
 
-    What is generated is imported once. In a lesson that is being built, a module that cannot be
-    imported yet fails who asks for it.
+    In a lesson that is being built, a module that cannot be imported yet fails who asks for it.
     """
     names = {file.stem for file in path.glob("*.py")}
     modules: dict[str, Any] = {}
-    sys.modules.update(_generated.get(path, {}))
-    if queries := _generated.get(path, {}).get("db.queries"):  # tests change its methods
-        setattr(queries, "Querier", type("Querier", (queries.Querier.__mro__[-2],), {}))  # noqa: B010
     sys.path.insert(0, str(path))
     importlib.invalidate_caches()
     try:
@@ -75,9 +67,7 @@ def load(path: Path) -> SimpleNamespace:
     finally:
         sys.path.remove(str(path))
         for name in [name for name in sys.modules if name.partition(".")[0] in {*names, "db"}]:
-            module = sys.modules.pop(name)
-            if name.startswith("db") and path.parent == LESSONS:  # a copy may change
-                _generated.setdefault(path, {})[name] = module
+            del sys.modules[name]
 
 
 def lessons_for(test_file: Path, until: int, everywhere: bool) -> list[Path]:
@@ -151,24 +141,17 @@ def drop_test_schemas(url: str) -> None:
             connection.execute(drop)
 
 
-@pytest.fixture(scope="session")
-def emptied(postgres: str) -> Iterator[Emptied]:
-    with psycopg.connect(postgres, autocommit=True) as connection:
-        yield Emptied(connection)
-
-
 @pytest.fixture
 def db(
-    lesson: Lesson, emptied: Emptied, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lesson: Lesson,
+    postgres: str,  # noqa: ARG001  held for the whole session
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Database]:
-    """Empty tables of the lesson, in a schema that is this test run's own."""
-    schema = f"test_{os.getpid()}_{schema_name(lesson.path)}"[:60]
-    monkeypatch.setenv("LESSON_SCHEMA", schema)
+    """Fresh tables of the lesson, in a schema that is this test run's own."""
+    monkeypatch.setenv("LESSON_SCHEMA", f"test_{os.getpid()}_{schema_name(lesson.path)}"[:60])
     monkeypatch.setenv("LESSON_OUTSIDE", str(tmp_path / "outside.log"))
-    fresh = not emptied.empty(schema)
-    with open_database(lesson.path, reset=fresh) as database:
-        if fresh:
-            emptied.note(schema)
+    with open_database(lesson.path, reset=True) as database:
         yield database
     while _kept:
         _kept.popitem()[1].close()

@@ -41,12 +41,6 @@ def own_server(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def made_again(emptied):
-    """For who counts pages: the tables are new, not emptied."""
-    emptied.forget()
-
-
-@pytest.fixture
 def silent(db):
     """From lesson 08 on: no hint ever comes, and everything must work as before."""
     with db.connect(autocommit=True) as connection:

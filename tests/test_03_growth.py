@@ -12,8 +12,6 @@ from shared.database import Database
 from shared.testing import Lesson
 from tests.helpers import MINUTE, execute, register
 
-pytestmark = pytest.mark.usefixtures("made_again")
-
 CLAIMED = 10
 FIRST_1000 = {"skip": 0, "at_most": 1000}
 

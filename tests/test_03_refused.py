@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import timedelta
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 from psycopg.conninfo import make_conninfo
@@ -52,6 +53,20 @@ def test_a_result_that_is_refused_is_stored_when_the_database_takes_it(lesson, d
         assert wait_for_status(db, id, *ENDED).output == "paid"
     assert attempts_that_count(db, id) == 1
     assert len(runs) == 1
+
+
+def test_a_line_that_breaks_with_the_answer_is_no_refusal(lesson):
+    """A statement is cancelled while the server stops: the next one needs a new connection."""
+    cancelled = psycopg.errors.QueryCanceled("canceling statement due to user request")
+    tries = []
+
+    def statement(**_):
+        tries.append(1)
+        raise sa.exc.OperationalError("select", None, cancelled, connection_invalidated=True)
+
+    with pytest.raises(sa.exc.OperationalError):
+        lesson.connection.all_but_refused(statement)
+    assert len(tries) == 1
 
 
 def test_a_result_that_is_refused_for_long_gives_its_slot_back(lesson, db):

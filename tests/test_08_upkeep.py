@@ -116,7 +116,6 @@ def test_of_two_chores_the_second_is_done_although_the_first_is_refused(lesson, 
     wait_for_status(db, id, "queued")
 
 
-@pytest.mark.usefixtures("made_again")
 @pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
 def test_the_look_reads_few_pages_in_a_big_table(lesson, db, mode):
     execute(

@@ -307,7 +307,6 @@ def test_a_fork_wakes_when_the_old_task_does(lesson, db):
     assert [task_row(db, each).status for each in (id, fork)] == ["queued", "queued"]
 
 
-@pytest.mark.usefixtures("made_again")
 @pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
 def test_many_sleepers_cost_a_round_of_upkeep_few_pages(lesson, db, mode):
     """The look, and the statement that completes what is due: nothing, here."""

@@ -480,7 +480,6 @@ def test_what_no_worker_could_read_or_start_is_refused_by_the_table(db, change):
         execute(db, f"update schedules set {change}")  # noqa: S608
 
 
-@pytest.mark.usefixtures("made_again")
 def test_many_schedules_cost_a_look_few_pages(lesson, db):
     execute(
         db,

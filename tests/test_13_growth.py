@@ -5,8 +5,6 @@ import pytest
 from bench.growth import buffers, explain_query
 from tests.helpers import execute, register
 
-pytestmark = pytest.mark.usefixtures("made_again")
-
 OTHERS = 20_000
 
 

@@ -211,7 +211,6 @@ def test_a_function_is_looked_at_once_and_not_kept(lesson, monkeypatch):
     assert gone() is None, "nor what its closure holds"
 
 
-@pytest.mark.usefixtures("made_again")
 def test_a_claim_leaves_nearly_every_row_on_its_page(lesson, db):
     """So it needs no entry in the log of the database for the rest of the row. (The end of a task
     does so too, but only where no snapshot keeps the first version: not beside other tests.)"""

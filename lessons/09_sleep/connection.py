@@ -124,8 +124,11 @@ def all_but_refused(statement: Callable[..., Iterable[T]], at_most: int = 1000) 
 def unreachable(error: DBAPIError) -> bool:
     """The line is broken (08), the server full (53), stopping or starting (57P)."""
     state = sqlstate(error)
-    return state.startswith(("08", "53", "57P")) or (
-        not state and isinstance(error, OperationalError | InterfaceError)
+    # Invalidated: the line broke with the answer, whatever that says.
+    return (
+        error.connection_invalidated
+        or state.startswith(("08", "53", "57P"))
+        or (not state and isinstance(error, OperationalError | InterfaceError))
     )
 
 
