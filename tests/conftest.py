@@ -6,12 +6,10 @@ import os
 import pytest
 
 from faults import chaos
-from shared import embedded
 from shared.processes import WorkerProcess
 from tools.forked import Program
 
 WorkerProcess.start = Program  # a new Python takes longer to import than most workers work
-embedded.need_not_outlive_the_machine()
 pytest.register_assert_rewrite("tests.helpers", "tests.model")
 
 # The longest begin first: else the last of them is still running when all other tests have ended.
