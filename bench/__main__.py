@@ -6,6 +6,8 @@ python -m bench watched              the same drain, with `make watch` open and 
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,21 +51,26 @@ def measure(paths: dict[str, Path], sizes: Sizes, count: int) -> dict[str, Any]:
     return {**result, "sizes": used, "rounds": found, "summary": summary(found)}
 
 
-def measure_growth(path: Path, tasks: int, full: bool) -> dict[str, Any]:
+@contextmanager
+def tidied() -> Iterator[None]:
+    """A server without what earlier runs have left, and without what this one leaves."""
     with server() as url:
         drop_test_schemas(url)
-        found = grow(path, tasks, full)
+        yield
         drop_test_schemas(url)
+
+
+def measure_growth(path: Path, tasks: int, full: bool) -> dict[str, Any]:
+    with tidied():
+        found = grow(path, tasks, full)
     for table in report.growth_tables(found):
         report.show(table)
     return found
 
 
 def measure_profile(tasks: int) -> list[dict[str, Any]]:
-    with server() as url:
-        drop_test_schemas(url)
+    with tidied():
         found = profile(find(None), tasks)
-        drop_test_schemas(url)
     report.show(report.profile_table(found))
     return found
 

@@ -373,10 +373,14 @@ def test_children_are_spawned_all_or_none(lesson, db):
     assert count(db, "queued") == 1
 
 
-@pytest.mark.parametrize("error", [ValueError, RuntimeError, sa.exc.InternalError])
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("no"), RuntimeError("no"), sa.exc.InternalError("no", None, None)],
+    ids=lambda error: type(error).__name__,
+)
 def test_whatever_goes_wrong_in_a_group_its_rows_go_alone(lesson, db, monkeypatch, error):
     def fails(*_, **__):
-        raise error("no", None, None) if error is sa.exc.InternalError else error("no")
+        raise error
 
     monkeypatch.setattr(lesson.queries.Querier, "record_steps", fails)
     monkeypatch.setattr(lesson.queries.Querier, "succeed_tasks", fails)
