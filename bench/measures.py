@@ -47,7 +47,7 @@ class Sizes:
 
 PAYLOAD = '{"padding": "' + "x" * 85 + '"}'  # 100 bytes of JSON
 STEPS, CHILDREN, BATCH, WIDE, LEASE = 10, 50, 100, 20, 2.0
-MANY_CHILDREN = 1000
+MANY_CHILDREN, MOST_CHILDREN = 1000, 10_000
 CROWD, SLOW_COMMIT = 16, 2  # clients; ms that a commit takes longer
 IDLE = 3.0  # seconds
 
@@ -84,6 +84,7 @@ MEASURES = [
     Measure("step_generated", "its statement alone, generated code", "ms"),
     Measure("fan_out", f"fan-out: {CHILDREN} children and their parent", "ms"),
     Measure("fan_out_many", f"fan-out: each of {MANY_CHILDREN:,} children", "ms"),
+    Measure("fan_out_most", f"fan-out: each of {MOST_CHILDREN:,} children", "ms"),
     Measure("idle", "idle worker: enqueue to start, median", "ms"),
     Measure("idle_p95", "idle worker: enqueue to start, 95 %", "ms"),
     Measure("waking", "idle worker: end of a sleep to start, median", "ms"),
@@ -123,7 +124,7 @@ GOALS = [
     Goal("step", 1.4, at_most=True),
     Goal("enqueue_many", 0.9),
     Goal("enqueue_one", 0.7),
-    Goal("fan_out_many", 0.2, ratio=False, at_most=True),
+    Goal("fan_out_most", 0.2, ratio=False, at_most=True),
     Goal("drain_many_1_cpu", 0.12, ratio=False, at_most=True),
     Goal("workflows_many_cpu", 2.5, ratio=False, at_most=True),
 ]

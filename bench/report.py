@@ -7,14 +7,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bench.measures import GOALS, LEASE, MEASURES
+from bench.measures import BATCH, GOALS, LEASE, MEASURES, STEPS
 from tools.blocks import put
 
 Rows = list[list[str]]  # the first one is the header
 
 FIGURES = [
-    ("drain_1", "tasks a second, with one worker process"),
-    ("step", "ms for a step of a durable function"),
+    ("drain_many_1", f"tasks a second, one worker process, {BATCH} slots"),
+    ("workflows_many", f"functions of {STEPS} steps a second, the same"),
+    ("step", "ms for a step of a function that runs alone"),
     ("idle", "ms until an idle worker starts a task"),
     ("recovery", f"s from `kill -9` to the next attempt, with a lease of {LEASE:g} s"),
 ]
@@ -132,7 +133,7 @@ def markdown(rows: Rows) -> str:
 
 
 def figures(result: dict[str, Any]) -> Rows:
-    """The five that a reader wants, of the floor and of the last engine that was measured."""
+    """The few that a reader wants, of the floor and of the last engine that was measured."""
     *_, last = result["rounds"]
     growth = result["growth"]
     rows = [["", "floor", f"lesson {last}"]]

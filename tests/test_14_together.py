@@ -170,6 +170,34 @@ def test_siblings_that_end_together_wake_those_who_have_waited_for_enough(lesson
     assert log_of(db, ended)[0].error["error"] == "E: no"
 
 
+def test_a_siblings_end_reads_its_own_entry_however_many_there_are(lesson, db):
+    """With the statistics of other tasks: no entry of theirs is open."""
+    execute(
+        db,
+        "insert into tasks (name, input, status, output, attempt)"
+        " select 'nothing', 'null', 'succeeded', 'null', 1 from generate_series(1, 5000)",
+    )
+    execute(
+        db,
+        "insert into event_log (task_id, position, kind, name, input, output, attempt)"
+        " select id, position, 'step', 'done', 'null', 'null', 1"
+        " from tasks, generate_series(1, 3) as position",
+    )
+    execute(db, "analyze tasks, event_log")
+    id, children = suspended(lesson, db, 2000)
+    with db.connect() as connection:
+        ends = (
+            "update tasks set status = 'succeeded', output = '7', attempt = 1 where id = any (%s)"
+        )
+        connection.execute(ends, [children[-100:]])
+        (read,) = connection.execute(
+            "select sum(pg_stat_get_xact_tuples_returned(oid)) from pg_class"
+            " where relname ~ '^event_log' and relnamespace = current_schema()::regnamespace"
+        ).fetchone()
+    assert task_row(db, id).completions == 100
+    assert 200 <= read < 10 * 100
+
+
 def test_each_statement_is_parsed_once(lesson, db, monkeypatch):
     parsed = []
     init = TextClause.__init__

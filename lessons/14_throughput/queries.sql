@@ -737,8 +737,8 @@ with run as (
         in (cast(@first as int) - 1, @first)
     and not exists (
         select from tasks as other
-        join given on given.position = other.parent_position
         where other.parent_id = run.id
+        and other.parent_position between cast(@first as int) and cast(@first as int) + cast(@count as int) - 1
     )
     order by given.position
     on conflict (parent_id, parent_position) where parent_id is not null do nothing

@@ -287,8 +287,14 @@ begin
             tasks.completions + row_number() over (partition by tasks.id order by entry.position) as completion
         from unnest(its_tasks, its_positions, outputs, errors) as given (task_id, position, output, error)
         join tasks on tasks.id = given.task_id
-        join event_log as entry on entry.task_id = given.task_id and entry.position = given.position
-        where entry.kind in ('child', 'timer', 'signal', 'event') and entry.completion is null
+        cross join lateral (
+            select task_id, position from event_log
+            where task_id = given.task_id and position = given.position
+            and kind in ('child', 'timer', 'signal', 'event') and completion is null
+            -- So each is looked up by its key. As a join, a planner without statistics takes open entries for
+            -- rare, and reads all of a log of ten thousand to find a hundred.
+            limit 1
+        ) as entry
     ), told as (
         update event_log as entry
         set output = answer.output, error = answer.error, completion = answer.completion

@@ -1016,8 +1016,8 @@ with run as (
         in (cast(:p4 as int) - 1, :p4)
     and not exists (
         select from tasks as other
-        join given on given.position = other.parent_position
         where other.parent_id = run.id
+        and other.parent_position between cast(:p4 as int) and cast(:p4 as int) + cast(:p1 as int) - 1
     )
     order by given.position
     on conflict (parent_id, parent_position) where parent_id is not null do nothing
