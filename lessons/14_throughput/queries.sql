@@ -705,8 +705,9 @@ where event_log.task_id = run.id and event_log.position = any (cast(@positions a
 -- Children and their entries in the parent's log are made by one statement, fenced like a step. Their ids
 -- are given out in the order of their positions. All or none.
 -- `again`: this attempt has done it already, and never heard of it because the connection broke. Then the
--- entries are left as they are: children may have ended meanwhile. On conflict: as for a step, an error at
--- the end of the log gives way.
+-- entries are left as they are: children may have ended meanwhile. If it is still on its way, this waits for
+-- its children and makes none; sent once more, it is `again`. On conflict of entries: as for a step, an error
+-- at the end of the log gives way.
 with run as (
     select tasks.id from tasks
     where tasks.id = @id and tasks.attempt = @attempt and tasks.status = 'running'
