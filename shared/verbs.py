@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from shared.database import Database, open_database
-from shared.processes import stop_with_parent
+from shared.processes import stop_with_parent, within
 from shared.story import console, give_up_output, printable, say, say_logs
 
 # A keyword parameter of the lesson's Worker or enqueue is an option if it has a text here.
@@ -56,7 +56,6 @@ OF_SCHEDULES = {
     "delete": ("Delete it; its tasks stay.", "deleted"),
 }
 
-PATIENCE = "on a slow machine, TEST_PATIENCE=4 in the environment waits four times as long"
 ID = click.IntRange(1, 2**63 - 1)
 # An entry without an outcome: its child has not ended.
 LOG = """
@@ -108,7 +107,10 @@ def group(lesson: Path, story: Story) -> click.Group:
                 try:
                     story(db)
                 except TimeoutError as error:
-                    raise click.ClickException(f"{error}; {PATIENCE}") from None
+                    more = f"TEST_PATIENCE={4 * within(1):g} in the environment"
+                    raise click.ClickException(
+                        f"{error}; on a slow machine, {more} waits four times as long"
+                    ) from None
 
     @main.command("reset")
     def reset_verb() -> None:
