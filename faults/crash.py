@@ -38,7 +38,7 @@ from shared.postgres import server
 from shared.processes import wait_until
 from shared.story import console, say, scene
 from shared.testing import load, scratch_database
-from shared.verbs import PATIENCE
+from shared.verbs import out_of_time
 
 Fault = Literal["kill", "stop"]
 PROBE = ("SendHint",)  # changes nothing, and comes whenever it is time for it
@@ -538,7 +538,7 @@ def main(
             elif not tell_point(test, at, when):
                 sys.exit(1)
     except TimeoutError as error:
-        raise click.ClickException(f"{error}; {PATIENCE}") from None
+        raise out_of_time(error) from None
     except ValueError as error:  # what is not JSON, or what `enqueue` refuses
         raise click.UsageError(str(error)) from error
 

@@ -57,6 +57,7 @@ OF_SCHEDULES = {
 }
 
 ID = click.IntRange(1, 2**63 - 1)
+
 # An entry without an outcome: its child has not ended.
 LOG = """
 select position, kind, name, 0 as depth,
@@ -95,6 +96,11 @@ def refused(remedy: str = "") -> Iterator[None]:
         raise click.ClickException(f"{error}{remedy}") from None
 
 
+def out_of_time(error: TimeoutError) -> click.ClickException:
+    more = f"TEST_PATIENCE={4 * within(1):g} in the environment waits four times as long"
+    return click.ClickException(f"{error}; on a slow machine, {more}")
+
+
 def group(lesson: Path, story: Story) -> click.Group:
     """`python main.py` alone tells the story; `@main.command(...)` adds a verb."""
 
@@ -107,10 +113,7 @@ def group(lesson: Path, story: Story) -> click.Group:
                 try:
                     story(db)
                 except TimeoutError as error:
-                    more = f"TEST_PATIENCE={4 * within(1):g} in the environment"
-                    raise click.ClickException(
-                        f"{error}; on a slow machine, {more} waits four times as long"
-                    ) from None
+                    raise out_of_time(error) from None
 
     @main.command("reset")
     def reset_verb() -> None:
