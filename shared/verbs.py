@@ -237,6 +237,11 @@ def add_workers(
     def workers_verb(processes: int, **given: Any) -> None:
         stop_with_parent()
         say_logs()
+        with (
+            open_database(lesson) as db,
+            refused(),
+        ):  # once, and not by each worker, again and again
+            worker(db, "checked", **without_none(given))
         command = [sys.executable, str(lesson / "main.py"), "worker"]
         for name, value in without_none(given).items():
             seconds = isinstance(value, timedelta)

@@ -3,6 +3,7 @@
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import pytest
 import sqlalchemy as sa
@@ -371,6 +372,42 @@ def test_children_are_spawned_all_or_none(lesson, db):
             spawned(ctx)
     assert log_of(db, id) == []
     assert count(db, "queued") == 1
+
+
+def test_children_that_are_not_all_there_fail_the_task(lesson, db):
+    """One was put into its place while the statement waited for it."""
+    id, double = new_task(lesson, db), define(lesson).double
+    by_hand = "insert into tasks (name, input, parent_id, parent_position) values ('a', '1', %s, 2)"
+    with (
+        context(lesson, db, claim_one(lesson, db, id)) as ctx,
+        db.connect() as psql,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        psql.execute(by_hand, (id,))
+        for n in range(3):
+            ctx.spawn(double, n)
+        writes = threads.submit(ctx._log._write_children)
+        wait_until(lambda: waiting_for_a_lock(db) == 1, "it waits for the child in the way")
+        psql.commit()
+        with pytest.raises(lesson.fence.Hopeless, match="not as its run has left it"):
+            writes.result(within(20))
+
+
+def test_a_child_may_have_no_time_at_all(lesson, db):
+    id, double = new_task(lesson, db), define(lesson).double
+    with context(lesson, db, claim_one(lesson, db, id)) as ctx:
+        ctx.spawn(double, 0, timeout=timedelta(0))
+        spawned(ctx)
+    assert execute(db, "select timeout from tasks where parent_id = %s", id) == [(timedelta(0),)]
+
+
+def test_a_run_that_breaks_is_not_waited_for(lesson, db, monkeypatch):
+    """The engine's own error ends the worker, and not the grace period."""
+    monkeypatch.setattr(lesson.timing.Timing, "backoff", lambda *_: 1 / 0)
+    enqueue(lesson, db, "divide", [1, 0])
+    worker = lesson.worker.Worker(db, "w", grace=timedelta(hours=1))
+    with ThreadPoolExecutor(1) as threads, pytest.raises(ZeroDivisionError):
+        threads.submit(worker.run).result(within(20))
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,25 @@ def test_bad_options_are_refused_at_once(lesson, db, bad):  # noqa: ARG001
     assert bad[0] in ended.stderr
 
 
+def test_what_each_worker_would_refuse_is_refused_once(lesson, db):  # noqa: ARG001
+    ended = run_verb(lesson, "workers", "--slots", "1001")
+    assert ended.returncode == 1
+    assert "slots" in ended.stderr
+
+
+def test_what_cannot_be_started_now_is_started_later(lesson, monkeypatch):
+    def popen(*_, **__):
+        raise OSError("no more processes")
+
+    supervised = lesson.supervisor.Supervised("w", [sys.executable, "-c", "pass"])
+    with monkeypatch.context() as patched:
+        patched.setattr(lesson.supervisor.subprocess, "Popen", popen)
+        supervised.keep()
+    monkeypatch.setattr(lesson.supervisor, "RESTART_SECONDS", 0)
+    supervised.keep()
+    wait_until(lambda: not supervised.is_alive(), "it has run")
+
+
 def test_a_thousand_slots_share_five_connections(lesson, db):
     """All of them are used at once: each task waits until all others run."""
     barrier, most = threading.Barrier(1000), []

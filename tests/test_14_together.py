@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.sql.elements import TextClause
 
 from shared.processes import wait_until, within, working
-from shared.testing import task_row
+from shared.testing import task_row, waiting_for_a_lock
 from tests.helpers import (
     by_hand,
     claim,
@@ -24,6 +24,7 @@ from tests.helpers import (
     execute,
     fences,
     log_of,
+    patiently,
     queries,
     register,
     several,
@@ -198,6 +199,38 @@ def test_a_siblings_end_reads_its_own_entry_however_many_there_are(lesson, db):
     assert 200 <= read < 10 * 100
 
 
+@pytest.mark.parametrize("end", ["update tasks set status = 'cancelled'", "delete from tasks"])
+def test_thousands_of_siblings_end_in_one_statement(lesson, db, end):
+    """In a session that has made its plan for one: to compare each with each would take minutes."""
+    id, (first, *others) = suspended(lesson, db, 5000)
+    with db.autocommit.connect() as connection:
+        patiently(connection, 10)
+        for children in ([first], others):
+            connection.exec_driver_sql(f"{end} where id = any (%s)", (children,))
+    row = task_row(db, id)
+    assert (row.status, row.completions) == ("queued", 5000)
+
+
+def test_a_child_ends_although_it_gets_another_id(lesson, db):
+    id, (child,) = suspended(lesson, db, 1)
+    execute(db, "update tasks set id = default, status = 'cancelled' where id = %s", child)
+    assert task_row(db, id).status == "queued"
+
+
+def test_the_youngest_parent_is_locked_first(lesson, db):
+    """As by whoever retries or cancels by hand: neither can wait for the other's second row."""
+    parents = [suspended(lesson, db, 1) for _ in range(2)]
+    (older, child), (younger, other) = ((id, children[0]) for id, children in parents)
+    ends = "update tasks set status = 'cancelled' where id = any (%s)"
+    with db.connect() as one, db.connect() as two, ThreadPoolExecutor(1) as threads:
+        two.execute("select from tasks where id = %s for update", (younger,))
+        ended = threads.submit(one.execute, ends, ([child, other],))
+        wait_until(lambda: waiting_for_a_lock(db) == 1, "it waits for the younger one")
+        two.execute("select from tasks where id = %s for update nowait", (older,))
+        two.rollback()
+        ended.result(within(20))
+
+
 def test_each_statement_is_parsed_once(lesson, db, monkeypatch):
     parsed = []
     init = TextClause.__init__
@@ -232,6 +265,8 @@ def test_a_function_is_looked_at_once_and_not_kept(lesson, monkeypatch):
     with pytest.raises(lesson.inputs.BadInput, match="missing a required argument: 'number'"):
         check()
     assert len(looks) == 1
+    step.__code__ = (lambda _key: held).__code__  # as a shell does that loads a module again
+    assert check.func(*check.args) == "step"
     gone = weakref.ref(step)
     looks.clear()
     del step, check

@@ -152,15 +152,17 @@ class EventLog:
             self._entries.append(pending_entry(self.position, "child", name, input))
             child = {"position": self.position, "name": name, "input": input, **options}
             timeout = options.get("timeout")
-            child["timeout"] = timeout and timeout.total_seconds()
+            child["timeout"] = None if timeout is None else timeout.total_seconds()
             self._spawned.append(child)
             if len(self._spawned) == MAX_SPAWNED:
                 self._write_children()
         return self.position
 
     def _write_children(self) -> None:
-        if self._spawned:
-            children, self._spawned = self._spawned, []
+        if not self._spawned:
+            return
+        children, self._spawned = self._spawned, []
+        with self._fence.engine():
             self._fence.write(
                 Querier.spawn_children,
                 first=children[0]["position"],

@@ -12,7 +12,7 @@ from inspect import (
     signature,
 )
 from itertools import accumulate
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
@@ -76,20 +76,25 @@ def check_function(function: object, rule: str, /, *args: Any, **kwargs: Any) ->
     return name
 
 
+Look = tuple[str, Signature | None]
+
 # A step looks at its function each time. That takes longer than all else that it checks.
 # Weakly: what nobody else holds is forgotten, with all that its closure holds.
-_looked_at: WeakKeyDictionary[FunctionType, tuple[str, Signature | None]] = WeakKeyDictionary()
+_looked_at: WeakKeyDictionary[FunctionType, tuple[CodeType, str, Look]] = WeakKeyDictionary()
 
 
-def look_once_at(function: object, rule: str) -> tuple[str, Signature | None]:
+def look_once_at(function: object, rule: str) -> Look:
     if type(function) is not FunctionType:  # a callable object may look different each time
         return look_at(function, rule)
-    if function not in _looked_at:
-        _looked_at[function] = look_at(function, rule)
-    return _looked_at[function]
+    code, name, look = _looked_at.get(function, (None, "", ("", None)))
+    # A shell that loads a module again gives its functions new code.
+    if code is not function.__code__ or name != function.__name__:
+        look = look_at(function, rule)
+        _looked_at[function] = (function.__code__, function.__name__, look)
+    return look
 
 
-def look_at(function: object, rule: str) -> tuple[str, Signature | None]:
+def look_at(function: object, rule: str) -> Look:
     """Its name, and the parameters if it tells. BadInput if it is not done when it returns."""
     name = getattr(function, "__name__", None)
     if not callable(function) or not isinstance(name, str):

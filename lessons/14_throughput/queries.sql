@@ -715,8 +715,9 @@ with run as (
 ), again as (
     select from event_log
     join run on run.id = event_log.task_id
-    where event_log.position = cast(@first as int) and event_log.attempt = @attempt
-    and event_log.kind = 'child'
+    where event_log.position between cast(@first as int) and cast(@first as int) + cast(@count as int) - 1
+    and event_log.attempt = @attempt and event_log.kind = 'child'
+    having count(*) = cast(@count as int)
 ), given as materialized (
     select
         cast(child ->> 'position' as int) as position, child ->> 'name' as name,

@@ -54,6 +54,7 @@ class Results:
     def store(self, connection: sa.Connection) -> bool:
         """All that was added so far. True: some were passed over, and are to be tried again."""
         results = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        passed_over = False
         stored = store_together(connection, results)
         for result in results:
             result.tries += 1
@@ -64,7 +65,8 @@ class Results:
                 self._alone(result)
             else:
                 self._waiting.append(result)
-        return bool(self._waiting)
+                passed_over = True
+        return passed_over
 
 
 def store_together(connection: sa.Connection, results: list[Result]) -> set[tuple[int, int]] | None:

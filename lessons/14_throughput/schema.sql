@@ -271,15 +271,16 @@ select set_config('search_path', quote_ident(current_schema()) || ', pg_temp', f
 -- Both sides meet at one row, the task's. A run that wants to suspend changes the same row, and only if
 -- `completions` is still what it knows: either it sees this completion, or this sees it waiting.
 -- The locks come first, in a statement of their own: a statement that has waited for a lock still sees the log
--- as it was before the wait, and two sessions that complete one entry at once would both count. In the order
--- of the ids: two sessions that complete entries of the same tasks would otherwise wait for each other.
+-- as it was before the wait, and two sessions that complete one entry at once would both count. The greatest id
+-- first, as in LockTasks, so children before their parents: in different orders, two sessions would wait for each
+-- other.
 create function complete_entries(its_tasks bigint[], its_positions int[], outputs json[], errors json[])
 returns bigint language plpgsql set search_path from current as $$
 declare
     counted bigint;
     woken bigint[];
 begin
-    perform from tasks where id = any (its_tasks) order by id for update;
+    perform from tasks where id = any (its_tasks) order by id desc for update;
 
     with answer as (
         select
@@ -346,6 +347,8 @@ $$;
 -- way round.
 -- It is called once for each statement, with all rows that this has changed, before and after: the siblings that
 -- end in one statement change their parent's row once, and not a hundred times.
+-- `not in`, and no join: a session's first call decides on a plan for all of them, and for one row a join would look
+-- through all old rows for each new one.
 -- A child that is retried or replayed by hand may end again, and its parent may have gone on from the
 -- first end: complete_entries counts only that one.
 -- With the rights of the tables' owner: whoever may end a child need not be allowed to write into logs.
@@ -359,10 +362,11 @@ begin
         end)
     )
     from new_rows as child
-    join old_rows on old_rows.id = child.id
     where child.parent_id is not null
     and child.status in ('succeeded', 'failed', 'cancelled')
-    and old_rows.status not in ('succeeded', 'failed', 'cancelled')
+    and child.id not in (
+        select id from old_rows where status in ('succeeded', 'failed', 'cancelled')
+    )
     having count(*) > 0;
     return null;
 end
@@ -376,14 +380,20 @@ for each statement execute function tell_parent();
 create function tell_parent_of_deletion() returns trigger
 language plpgsql security definer set search_path from current as $$
 begin
-    perform complete_entry(old.parent_id, old.parent_position, null, child_error('Deleted'));
+    perform complete_entries(
+        array_agg(parent_id), array_agg(parent_position), array_agg(cast(null as json)),
+        array_agg(child_error('Deleted'))
+    )
+    from old_rows
+    where parent_id is not null and status in ('queued', 'running', 'waiting')
+    having count(*) > 0;
     return null;
 end
 $$;
 
-create trigger tell_parent_of_deletion after delete on tasks for each row
-when (old.parent_id is not null and old.status in ('queued', 'running', 'waiting'))
-execute function tell_parent_of_deletion();
+create trigger tell_parent_of_deletion after delete on tasks
+referencing old table as old_rows
+for each statement execute function tell_parent_of_deletion();
 
 -- Makes a pair of the oldest unread message and the oldest open signal of a name, if there are both. It is
 -- called after each insert of either, so the two are never left side by side. The task's row is locked in a

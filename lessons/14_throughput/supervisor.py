@@ -31,11 +31,14 @@ class Supervised:
         self._started = time.monotonic()
         # A session of its own: Ctrl-C in the terminal is for the supervisor, which passes it on.
         # LESSON_PARENT: when the supervisor is gone, however, the worker stops.
-        self._process = subprocess.Popen(
-            self._command,
-            start_new_session=True,
-            env={**os.environ, "LESSON_PARENT": str(os.getpid())},
-        )
+        try:
+            self._process = subprocess.Popen(
+                self._command,
+                start_new_session=True,
+                env={**os.environ, "LESSON_PARENT": str(os.getpid())},
+            )
+        except OSError as error:  # no memory, or no more processes, for now
+            log.warning("%s cannot be started: %s", self.name, error)
 
     def is_alive(self) -> bool:
         return self._process is not None and self._process.poll() is None

@@ -222,11 +222,14 @@ class Worker:
 
     def _run(self, task: ClaimTasksRow) -> None:
         """What it returns waits to be stored, and counts as running. What else comes is stored."""
-        outcome = run_task(self._writer, task, self.timing)
-        if isinstance(outcome, Succeeded):
-            self._results.add(task, outcome.output)
-        else:
-            self._store(task, outcome)
+        outcome = None
+        try:
+            outcome = run_task(self._writer, task, self.timing)
+        finally:
+            if isinstance(outcome, Succeeded):
+                self._results.add(task, outcome.output)
+            else:
+                self._store(task, outcome)
 
     def _has_stored(self, task: ClaimTasksRow) -> None:
         log.info("task %d succeeded", task.id)

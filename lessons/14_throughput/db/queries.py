@@ -993,8 +993,9 @@ with run as (
 ), again as (
     select from event_log
     join run on run.id = event_log.task_id
-    where event_log.position = cast(:p4 as int) and event_log.attempt = :p3
-    and event_log.kind = 'child'
+    where event_log.position between cast(:p4 as int) and cast(:p4 as int) + cast(:p1 as int) - 1
+    and event_log.attempt = :p3 and event_log.kind = 'child'
+    having count(*) = cast(:p1 as int)
 ), given as materialized (
     select
         cast(child ->> 'position' as int) as position, child ->> 'name' as name,
