@@ -10,7 +10,7 @@ from tools.symbols import QUERY_NAME, SQL_TOKEN, snippet
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Named = Function | ast.ClassDef
-LONG = 50  # lines
+LONG = 40  # lines
 
 
 def signature(lesson: Path, file: str, symbol: str) -> str:
