@@ -237,10 +237,8 @@ def add_workers(
     def workers_verb(processes: int, **given: Any) -> None:
         stop_with_parent()
         say_logs()
-        with (
-            open_database(lesson) as db,
-            refused(),
-        ):  # once, and not by each worker, again and again
+        # Once, and not by each worker, again and again.
+        with open_database(lesson) as db, refused():
             worker(db, "checked", **without_none(given))
         command = [sys.executable, str(lesson / "main.py"), "worker"]
         for name, value in without_none(given).items():

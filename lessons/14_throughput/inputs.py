@@ -79,7 +79,8 @@ def check_function(function: object, rule: str, /, *args: Any, **kwargs: Any) ->
 Look = tuple[str, Signature | None]
 
 # A step looks at its function each time. That takes longer than all else that it checks.
-# Weakly: what nobody else holds is forgotten, with all that its closure holds.
+# Weakly: what nobody else holds is forgotten, with all that its closure holds. (But not a function
+# that one of its own defaults leads to.)
 _looked_at: WeakKeyDictionary[FunctionType, tuple[CodeType, str, Look]] = WeakKeyDictionary()
 
 
