@@ -193,7 +193,7 @@ def swept(lesson, db):
 
 
 def rows_read(lesson, db):
-    """How many rows the two statements of `cancel_orphans` look at."""
+    """How many rows the two statements of `cancel_orphans` look at; rolled back."""
     with db.connect() as connection:
         connection.execute("set local track_counts = on")
         plans = [
@@ -203,6 +203,7 @@ def rows_read(lesson, db):
                 lesson.queries.MARK_SWEPT,
             )
         ]
+        connection.rollback()
 
     def scanned(plan):
         own = plan["Actual Rows"] + plan.get("Rows Removed by Filter", 0)
