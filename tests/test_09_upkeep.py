@@ -11,6 +11,15 @@ LONG = 600  # seconds: a look that comes to nobody's help
 MINUTE = timedelta(minutes=1)
 
 
+def looking_hardly_ever(lesson, db, **timing):
+    """A worker at work, with nothing else that would have its upkeep look.
+
+    Neither the end of a running task's lease, nor a listener that takes itself for deaf.
+    """
+    hurry(lesson, upkeep=LONG, probe=LONG, **timing)
+    return working(lesson.worker.Worker(db, "w", lease=timedelta(seconds=LONG)))
+
+
 def pause(lesson, db):
     """Of an upkeep that has just looked, and has found nothing to do."""
     upkeep = lesson.upkeep.Upkeep(lesson.upkeep.CHORES, LONG)
@@ -52,35 +61,34 @@ def test_a_hint_between_a_look_and_its_chore_is_kept_for_the_next_look(lesson, d
 
 def test_a_sleep_ends_in_time_though_the_upkeep_looks_hardly_ever(lesson, db):
     """One that is shorter than its pause, and one that begins after that."""
-    hurry(lesson, upkeep=LONG)
     program(lesson, lambda ctx, seconds: ctx.sleep(timedelta(seconds=seconds)))
-    with working(lesson.worker.Worker(db, "w")):
+    with looking_hardly_ever(lesson, db):
         for seconds in (0.3, 0.01):
             wait_for_status(db, enqueue(lesson, db, "program", seconds), "succeeded")
 
 
 def test_sleeps_that_end_one_after_the_other_all_end_in_time(lesson, db):
     """A look names the first timer that is due, and says nothing of those that follow it."""
-    hurry(lesson, upkeep=LONG)
     program(lesson, lambda ctx, seconds: ctx.sleep(timedelta(seconds=seconds)))
     ids = [enqueue(lesson, db, "program", seconds) for seconds in (0.5, 0.6, 0.7)]
-    with working(lesson.worker.Worker(db, "w")):
+    with looking_hardly_ever(lesson, db):
         for id in ids:
             wait_for_status(db, id, "succeeded")
 
 
 def test_a_backoff_ends_in_time_too(lesson, db):
-    hurry(lesson, upkeep=LONG, first_backoff=timedelta(seconds=0.1))
+    """In a task, and in one after it: the first look of a worker that starts may still see one."""
     tries = []
 
-    def fails_once(_):
-        tries.append(1)
-        if len(tries) == 1:
+    def fails_once(n):
+        tries.append(n)
+        if tries.count(n) == 1:
             raise ValueError
 
     lesson.tasks.task(fails_once)
-    with working(lesson.worker.Worker(db, "w")):
-        wait_for_status(db, enqueue(lesson, db, "fails_once"), "succeeded")
+    with looking_hardly_ever(lesson, db, first_backoff=timedelta(seconds=0.1)):
+        for n in (1, 2):
+            wait_for_status(db, enqueue(lesson, db, "fails_once", n), "succeeded")
 
 
 def test_a_stop_does_not_wait_for_a_long_pause(lesson, db):

@@ -310,12 +310,16 @@ def test_what_was_completed_is_answered_and_what_was_first_stays_first(lesson, d
 
 
 def test_a_rehearsal_needs_no_database_and_does_nothing(lesson, db):
-    def everything(ctx, n):
+    def charges(ctx, n):
+        ctx.step(charge, n)
+
+    def spawns(ctx, n):
         ctx.spawn(define(lesson).double, n)
         ctx.step(charge, n)
 
-    history = {"id": 7, "name": "everything", "input": 7, "log": []}
-    assert rehearsed(lesson, history, everything) == "it goes on after position 0"
+    for function in (charges, spawns):
+        history = {"id": 7, "name": function.__name__, "input": 7, "log": []}
+        assert rehearsed(lesson, history, function) == "it goes on after position 0"
     assert execute(db, "select count(*) from tasks") == [(0,)]
     assert effects == []
 
