@@ -2,6 +2,7 @@
 python -m bench growth [--full]      the same drain in a table that has grown
 python -m bench profile              where a task's CPU goes, the client's and the server's
 python -m bench watched              the same drain, with `make watch` open and without
+python -m bench peers [--write-docs] other engines, beside the last lesson and the floor
 """
 
 import json
@@ -30,8 +31,7 @@ DOCS = LESSONS.parent / "docs"
 
 def measure(paths: dict[str, Path], sizes: Sizes, count: int) -> dict[str, Any]:
     """All rounds, interleaved: what disturbs the machine for a while disturbs all engines."""
-    with server() as url:
-        drop_test_schemas(url)
+    with tidied() as url:
         engines = {name: partial(lesson.one_round, path) for name, path in paths.items()}
         engines = {"floor": floor.one_round, **engines}
         found: Rounds = {name: [] for name in engines}
@@ -46,17 +46,16 @@ def measure(paths: dict[str, Path], sizes: Sizes, count: int) -> dict[str, Any]:
                 except (BenchError, TimeoutError) as error:
                     raise BenchError(f"{title}: {error}") from error
                 say(f"{title}: {time.monotonic() - start:.1f} s", style="dim")
-        drop_test_schemas(url)
     used = {"tasks": sizes.tasks, "workflows": sizes.workflows}
     return {**result, "sizes": used, "rounds": found, "summary": summary(found)}
 
 
 @contextmanager
-def tidied() -> Iterator[None]:
-    """A server without what earlier runs have left, and without what this one leaves."""
+def tidied() -> Iterator[str]:
+    """The URL of a server without what earlier runs have left, and without what this one leaves."""
     with server() as url:
         drop_test_schemas(url)
-        yield
+        yield url
         drop_test_schemas(url)
 
 
@@ -118,7 +117,7 @@ def main(
         result["growth"] = measure_growth(find(None), 10 * sizes.tasks, full=True)
         result["profile"] = measure_profile(20 * BATCH)
         (DOCS / "numbers.svg").write_text(picture.draw(result))
-        report.write(DOCS, result)
+        report.write(DOCS, report.blocks(result))
     if file:
         file.write_text(json.dumps(result, indent=1) + "\n")
 
@@ -149,10 +148,31 @@ def watched_verb(name: str | None, tasks: int, rounds: int) -> None:
     """The same drain, with `make watch` open and without. (`make watch` installs what it needs.)"""
     from bench import watched
 
-    with server() as url:
-        drop_test_schemas(url)
+    with tidied():
         found = watched.compare(chosen(name, 1, "there is a queue"), tasks, rounds)
     report.show(watched.rows(found))
+
+
+@main.command("peers")
+@click.option("--tasks", default=1500, show_default=True, help="as for the other figures")
+@click.option("--rounds", default=3, show_default=True)
+@click.option("--write-docs", "docs", is_flag=True, help="rewrite the table in docs/numbers.md")
+def peers_verb(tasks: int, rounds: int, docs: bool) -> None:
+    """Other engines on the same server, by turns with the last lesson and the floor.
+
+    They come with `sh tools/setup.sh peers`; each gets a database of its own, which is dropped.
+    """
+    from bench import peers
+
+    sizes = Sizes(tasks)
+    with tidied() as url:
+        most = {"tasks": 10 * tasks, "workflows": 4 * sizes.workflows}
+        result = {"settings": settings(url), "count": rounds, "sizes": most}
+        table = peers.rows(peers.compare(url, find(None), sizes, rounds))
+    report.show(table)
+    if docs:
+        text = f"{report.markdown(table)}\n\n{report.about(result)}"
+        report.write(DOCS, {"numbers.md": {"peers": text}})
 
 
 if __name__ == "__main__":

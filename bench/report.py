@@ -160,8 +160,9 @@ def blocks(result: dict[str, Any]) -> dict[str, dict[str, str]]:
     }
 
 
-def write(docs: Path, result: dict[str, Any]) -> None:
-    for name, contents in blocks(result).items():
+def write(docs: Path, blocks: dict[str, dict[str, str]]) -> None:
+    """Into the pages in docs/, as from `blocks`."""
+    for name, contents in blocks.items():
         page = docs / name
         text = page.read_text()
         for block, content in contents.items():

@@ -2,16 +2,18 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
+import psycopg
 import pytest
 
-from bench import pgbench, picture, report, watched
+from bench import peers, pgbench, picture, report, watched
 from bench.growth import grow
-from bench.measures import BATCH, MEASURES, settings, summary
+from bench.measures import BATCH, MEASURES, BenchError, settings, summary
 from bench.profile import profile
 from shared.lessons import find, number
 from tools.tree import environment, run
@@ -83,9 +85,9 @@ def test_the_pages_and_the_picture_are_made_from_the_figures(postgres: str, tmp_
     pages = list(report.blocks(result))
     for name in pages:
         shutil.copy(ROOT / "docs" / name, tmp_path)
-    report.write(tmp_path, result)
+    report.write(tmp_path, report.blocks(result))
     written = {name: (tmp_path / name).read_text() for name in pages}
-    report.write(tmp_path, result)
+    report.write(tmp_path, report.blocks(result))
     for name, page in written.items():
         assert (tmp_path / name).read_text() == page
         before = (ROOT / "docs" / name).read_text()
@@ -142,3 +144,25 @@ def test_what_watching_costs_is_measured() -> None:
     table = watched.rows(found)
     assert [row[0] for row in table] == ["", "nobody watches", "a page is open"]
     assert table[1][3] == "–"
+
+
+def test_the_page_shows_the_engines_that_are_pinned() -> None:
+    rows, pins = table("numbers.md"), (ROOT / "requirements/peers.in").read_text()
+    for peer in peers.PEERS:
+        shown = next(row for row in rows if row.startswith(f"{peer.package} "))
+        pin = shown.replace(" ", r"(\[.*\])?==")
+        assert re.search(f"^{pin}$", pins, re.M)
+        assert (ROOT / f"bench/engines/{peer.engine}.py").exists()
+
+
+def test_an_engine_that_is_not_installed_gets_a_sentence() -> None:
+    with pytest.raises(BenchError, match=r"^no-such-engine is missing: sh tools/setup.sh peers$"):
+        peers.installed("no-such-engine")
+
+
+def test_another_engine_that_does_not_come_to_its_end_gives_no_figure(postgres, monkeypatch):
+    monkeypatch.setattr(peers, "SECONDS", 0.1)
+    peer = peers.Peer("none", 1, "select 9")
+    late = pytest.raises(BenchError, match=r"^none: after 0.1 s, 1 of 10 are done$")
+    with psycopg.connect(postgres, autocommit=True) as watcher, late:
+        peers.rate(watcher, peer, 10)

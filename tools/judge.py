@@ -101,7 +101,8 @@ def one_state(course: Course, plan: Plan, done: int) -> Iterator[str]:
             yield course.finding(path, "after the last stage, it is not the lesson", "see diff")
         if wrong := import_error(copy):
             yield course.finding(path, f"after stage {done}, {wrong}", "move what is missing")
-        tests = [test for stage in [*solved, *ahead] for test in stage.tests]
+        kept = plan.keep if last else []
+        tests = [*kept, *(test for stage in [*solved, *ahead] for test in stage.tests)]
         hurry = [f"--hurry={test}" for stage in ahead for test in stage.tests]
         plugin = ["-p", "tools.hurry"] if hurry else []
         try:
@@ -109,11 +110,11 @@ def one_state(course: Course, plan: Plan, done: int) -> Iterator[str]:
         except NoReport as error:
             yield course.finding(path, f"after stage {done}, the tests cannot be run", str(error))
             return
-    for stage, wanted in [*((s, "passed") for s in solved), *((s, "failed") for s in ahead)]:
-        for test in stage.tests:
-            case = ended.get(test)
-            result = case.ended.replace("error", "failed") if case else "not run"
-            if result != wanted:
-                wrong = f"after stage {done}, {test} is {result}, not {wanted}"
-                why = f" ({case.why})" if case and case.why else ""
-                yield course.finding(path, wrong + why, "move it, or what it needs")
+    failing = {test for stage in ahead for test in stage.tests}
+    for test in tests:
+        case, wanted = ended.get(test), "failed" if test in failing else "passed"
+        result = case.ended.replace("error", "failed") if case else "not run"
+        if result != wanted:
+            wrong = f"after stage {done}, {test} is {result}, not {wanted}"
+            why = f" ({case.why})" if case and case.why else ""
+            yield course.finding(path, wrong + why, "move it, or what it needs")

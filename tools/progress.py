@@ -149,9 +149,14 @@ def to_write(planned: Plan, copy: Path, number: int) -> dict[Change, str]:
 
 
 def whole(course: Course, planned: Plan, copy: Path, failed_last: list[str]) -> None:
-    """After the last stage: all tests of the lesson; those that have failed last come first."""
+    """After the last stage: all tests of the lesson, and of earlier ones those that it could break.
+
+    Those that have failed last come first.
+    """
     files = sorted((course.root / "tests").glob(f"test_{number(copy):02}_*.py"))
     rounds = {file.name: [file.name] for file in files}
+    if planned.keep:
+        rounds["of earlier lessons"] = planned.keep
     if failed_last:
         rounds = {"what has failed last": failed_last, **rounds}
     print(f"All {len(planned.stages)} stages hold. Now all tests of the lesson, file by file:\n")

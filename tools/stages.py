@@ -47,11 +47,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a lesson is built. before: what one begins with; None for an empty queue."""
+    """How a lesson is built. before: what one begins with; None for an empty queue.
+
+    keep: tests of earlier lessons that what is written here could break. They run at the end.
+    """
 
     lesson: Path
     before: Path | None
     given: list[str]
+    keep: list[str]
     stages: list[Stage]
 
     @cached_property
@@ -123,7 +127,7 @@ def plan(course: Course, lesson: Path) -> Plan:
     try:
         read = tomllib.loads(path.read_text())
         stages = [Stage(**stage) for stage in read.pop("stage")]
-        return Plan(lesson, before, read.pop("given", []), stages)
+        return Plan(lesson, before, read.pop("given", []), read.pop("keep", []), stages)
     except (tomllib.TOMLDecodeError, TypeError, KeyError) as error:
         raise CourseError(f"{course.shown(path)}: {error}") from None
 
@@ -147,7 +151,8 @@ def faults(course: Course, plan: Plan) -> Iterator[str]:
             yield course.finding(path, f"{name} is there {times} times", "leave one of them")
         if name not in meant:
             yield course.finding(path, f"{name} does not differ", "take it away")
-    for test, times in Counter(test for stage in plan.stages for test in stage.tests).items():
+    tests = Counter([*plan.keep, *(test for stage in plan.stages for test in stage.tests)])
+    for test, times in tests.items():
         if times > 1:
             yield course.finding(path, f"{test} is there {times} times", "leave one of them")
         file, _, name = test.partition("::")
