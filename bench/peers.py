@@ -113,7 +113,7 @@ def theirs(url: str, peer: Peer, sizes: Sizes) -> Values:
         for count in (1, 2)
     }
     if peer.has_steps:
-        count = 2 * sizes.workflows
+        count = 8 * sizes.workflows  # many, as those that began together end together
         found["workflows_many"] = drain(url, peer, "steps", STEPS, count, 1)
     return found
 

@@ -104,6 +104,7 @@ title = "Two"
 """,
     "stages.toml": """\
 given = ["greet.py#GREETING"]
+keep = ["test_01_one.py::test_asks"]
 
 [[stage]]
 title = "Counting"
@@ -194,6 +195,8 @@ FAULTS = r"""
 ::test_is_loud_enough | ::test_counts | test_02_two.py::test_counts is there 2 times
 ["test_02_two.py::test_counts"] | ["test_02_two.py::test_the_rest"] | stage 1; is failed, not passed
 "greet.py#greet", "greet.py#whisper"] | "greet.py#greet"] | greet.py#whisper is in no stage
+::test_asks | ::test_x | no test_01_one.py::test_x
+::test_asks | ::test_greets | after stage 2, test_01_one.py::test_greets is failed, not passed
 title = "Loud" | titel = "Loud" | titel
 [[stage]] | [[stages]] | stage
 """
@@ -407,8 +410,8 @@ def test_a_reader_builds_a_lesson(course):
     told = tool(course, f"next {copy}")
     assert "All 2 stages hold." in told
     assert "\n  what has failed last: 1 of 1 hold\n" in told
-    assert "\n  test_02_two.py: 4 of 4 hold\n" in told
-    assert "4 tests, and all hold: you have built lesson 02, Two." in told
+    assert "\n  test_02_two.py: 4 of 4 hold\n  of earlier lessons: 1 of 1 hold\n" in told
+    assert "5 tests, and all hold: you have built lesson 02, Two." in told
 
 
 def test_what_a_reader_has_written_is_never_overwritten(course):
