@@ -121,6 +121,41 @@ def test_steps_of_many_runs_share_a_statement_and_a_lost_one_is_told_alone(lesso
     assert [len(log_of(db, task.id)) for task in tasks] == [1, 1, 1, 0, 1, 1, 1, 1]
 
 
+def test_a_step_that_is_long_or_has_failed_goes_alone(lesson, db):
+    def long(_key):
+        return "x" * 10_000
+
+    def fails(_key):
+        raise ValueError
+
+    def do():
+        with fences(lesson, db, running(lesson, db, 2)) as (made, _):
+            one, other = map(lesson.context.Context, made)
+            one.step(long)
+            with pytest.raises(lesson.errors.StepError):
+                other.step(fails)
+
+    noted = sent(do)
+    assert (noted["record_steps"], noted["record_step"]) == (0, 2)
+
+
+def test_runs_wait_for_a_connection_and_no_more_are_made_than_are_wanted(lesson, db):
+    used, go_on = [], threading.Event()
+
+    def statement(queries):
+        used.append(queries._conn.exec_driver_sql("select pg_backend_pid()").scalar())
+        assert go_on.wait(within(20))
+
+    with fences(lesson, db, running(lesson, db, 5)) as (made, _):
+        with ThreadPoolExecutor(5) as threads:
+            sending = [threads.submit(fence.send, statement) for fence in made]
+            wait_until(lambda: len(used) == 2, "both connections are lent")
+            go_on.set()
+        for each in sending:
+            each.result()
+    assert (len(used), len(set(used))) == (5, 2)
+
+
 def test_results_share_a_statement(lesson, db):
     enqueue_all(lesson, db, "nothing", [None] * 100)
 
