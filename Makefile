@@ -44,7 +44,7 @@ faults: ## try the engine with every fault there is, and write the table into do
 	@$(PYTHON) -m faults $(ARGS)
 
 bench: ## what each lesson reaches, and what the bare database does; ARGS="--quick" in a minute
-	@$(setup) $(filter peers watch,$(subst watched,watch,$(ARGS)))
+	@$(setup) $(filter peers,$(ARGS))
 	@$(PYTHON) -m bench $(ARGS)
 
 run: ## run a lesson; ARGS="worker --name a" plays a part of it by hand

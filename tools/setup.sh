@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes .venv, or repairs it; does nothing (in some 30 ms) when it is as it should be.
 #   sh tools/setup.sh          what the lessons and the tests need
-#   sh tools/setup.sh check    and requirements/check.lock, for `make check`; so watch, and browser
+#   sh tools/setup.sh check    and requirements/check.lock, for `make check`; so watch, browser, peers
 set -eu
 cd "$(dirname -- "$0")/.."
 unset PYTHONHOME PYTHONPATH PIP_TARGET PIP_PREFIX
