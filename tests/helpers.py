@@ -434,6 +434,9 @@ def hurry(lesson, **timing):
     """Another Timing for the lesson's workers, unless they are given one."""
     if "poll" in timing and hasattr(lesson.timing.Timing, "seldom"):
         timing = {"seldom": timing["poll"], **timing}
+    # The upkeep sends the probes. A listener that misses them listens anew, and has it look.
+    if timing.get("upkeep", 0) > getattr(lesson.timing.Timing, "probe", float("inf")):
+        timing = {"probe": timing["upkeep"], **timing}
     lesson.worker.Worker.__init__.__kwdefaults__["timing"] = lesson.timing.Timing(**timing)
 
 

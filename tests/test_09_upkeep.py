@@ -12,11 +12,8 @@ MINUTE = timedelta(minutes=1)
 
 
 def looking_hardly_ever(lesson, db, **timing):
-    """A worker at work, with nothing else that would have its upkeep look.
-
-    Neither the end of a running task's lease, nor a listener that takes itself for deaf.
-    """
-    hurry(lesson, upkeep=LONG, probe=LONG, **timing)
+    """A worker at work. A look names the end of the lease of what runs: that is far away, too."""
+    hurry(lesson, upkeep=LONG, **timing)
     return working(lesson.worker.Worker(db, "w", lease=timedelta(seconds=LONG)))
 
 
@@ -92,9 +89,8 @@ def test_a_backoff_ends_in_time_too(lesson, db):
 
 
 def test_a_stop_does_not_wait_for_a_long_pause(lesson, db):
-    hurry(lesson, upkeep=LONG)
     before = threading.active_count()
-    with working(lesson.worker.Worker(db, "w")):
+    with looking_hardly_ever(lesson, db):
         wait_for_status(db, enqueue(lesson, db), "succeeded")
     assert threading.active_count() == before
 
