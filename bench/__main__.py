@@ -114,7 +114,7 @@ def main(
     report.show(report.goals(result))
     console.print(f"{report.about(result)}\n{LEGEND}")
     if docs:
-        result["growth"] = measure_growth(find(None), 10 * sizes.tasks, full=True)
+        result["growth"] = measure_growth(find(None), sizes.many_tasks, full=True)
         result["profile"] = measure_profile(20 * BATCH)
         (DOCS / "numbers.svg").write_text(picture.draw(result))
         report.write(DOCS, report.blocks(result))
@@ -166,7 +166,7 @@ def peers_verb(tasks: int, rounds: int, docs: bool) -> None:
 
     sizes = Sizes(tasks)
     with tidied() as url:
-        most = {"tasks": 10 * tasks, "workflows": 4 * sizes.workflows}
+        most = {"tasks": sizes.many_tasks, "workflows": sizes.many_workflows}
         result = {"settings": settings(url), "count": rounds, "sizes": most}
         table = peers.rows(peers.compare(url, find(None), sizes, rounds))
     report.show(table)

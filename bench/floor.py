@@ -109,10 +109,10 @@ def one_round(sizes: Sizes) -> Values:
             found |= draining(bench, workers, "drain_2", sizes.tasks)
         for n, names in ((1, "a"), (2, "ab")):
             with bench.workers(*names, slots=BATCH) as workers:
-                found |= draining(bench, workers, f"drain_batch_{n}", 10 * sizes.tasks)
+                found |= draining(bench, workers, f"drain_batch_{n}", sizes.many_tasks)
             found |= {f"drain_many_{n}": found[f"drain_batch_{n}"]}
         with bench.workers("a", slots=BATCH) as workers:
-            found |= workflows(bench, workers, "workflows_many", 4 * sizes.workflows)
+            found |= workflows(bench, workers, "workflows_many", sizes.many_workflows)
         found |= enqueueing_many(bench, sizes)
         found |= stepping(bench, sizes)
         if program := pgbench.program():

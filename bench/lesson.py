@@ -254,17 +254,17 @@ def draining(bench: Bench, workers: list[WorkerProcess], key: str, tasks: int) -
 def sharing(bench: Bench, sizes: Sizes) -> Values:
     """More slots than a server has connections, and many tasks in one statement."""
     with bench.workers("a", slots=BATCH) as workers:
-        found = draining(bench, workers, "drain_many_1", 10 * sizes.tasks)
-        found |= workflows(bench, workers, "workflows_many", 4 * sizes.workflows)
+        found = draining(bench, workers, "drain_many_1", sizes.many_tasks)
+        found |= workflows(bench, workers, "workflows_many", sizes.many_workflows)
         for key, children in (("fan_out_many", MANY_CHILDREN), ("fan_out_most", MOST_CHILDREN)):
             found[key] = fanning_out(bench, children) / children
     with bench.workers("a", "b", slots=BATCH) as workers:
-        found |= draining(bench, workers, "drain_many_2", 10 * sizes.tasks)
+        found |= draining(bench, workers, "drain_many_2", sizes.many_tasks)
     return found | enqueueing_many(bench, sizes)
 
 
 def enqueueing_many(bench: Bench, sizes: Sizes) -> Values:
-    payloads = [json.loads(PAYLOAD)] * 10 * sizes.tasks
+    payloads = [json.loads(PAYLOAD)] * sizes.many_tasks
     seconds = 0.0
     for _ in range(2):  # the first one is a warm-up
         bench.empty()

@@ -27,8 +27,17 @@ class Sizes:
     tasks: int  # enqueued, and drained
 
     @property
+    def many_tasks(self) -> int:
+        """Where they share statements."""
+        return 10 * self.tasks
+
+    @property
     def workflows(self) -> int:
         return max(4, self.tasks // 20)
+
+    @property
+    def many_workflows(self) -> int:
+        return 4 * self.workflows
 
     @property
     def steps(self) -> int:

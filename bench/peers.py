@@ -18,11 +18,10 @@ from psycopg import sql
 
 from bench import jobs, report
 from bench.floor import FLOOR
-from bench.lesson import draining, opened, workflows
+from bench.lesson import SECONDS, draining, opened, workflows
 from bench.measures import BATCH, PAYLOAD, STEPS, BenchError, Rounds, Sizes, Values, check, summary
 
 ROOT = Path(__file__).resolve().parents[1]
-SECONDS = 300  # until a drain counts as lost
 LOOK_SECONDS = 0.05
 TITLES = {
     "drain_many_1": "tasks a second",
@@ -100,20 +99,20 @@ def ours(lesson: Any, slots: int, sizes: Sizes) -> Values:
     with opened(lesson) as bench:
         for count, names in ((1, "a"), (2, "ab")):
             with bench.workers(*names, slots=slots) as workers:
-                found |= draining(bench, workers, f"drain_many_{count}", 10 * sizes.tasks)
+                found |= draining(bench, workers, f"drain_many_{count}", sizes.many_tasks)
                 if count == 1:
-                    found |= workflows(bench, workers, "workflows_many", 4 * sizes.workflows)
+                    found |= workflows(bench, workers, "workflows_many", sizes.many_workflows)
     return found
 
 
 def theirs(url: str, peer: Peer, sizes: Sizes) -> Values:
-    payload, tasks = json.loads(PAYLOAD), int(peer.share * 10 * sizes.tasks)
+    payload, tasks = json.loads(PAYLOAD), int(peer.share * sizes.many_tasks)
     found = {
         f"drain_many_{count}": drain(url, peer, "nothing", payload, tasks, count)
         for count in (1, 2)
     }
     if peer.has_steps:
-        count = 8 * sizes.workflows  # many, as those that began together end together
+        count = 2 * sizes.many_workflows  # many, as those that began together end together
         found["workflows_many"] = drain(url, peer, "steps", STEPS, count, 1)
     return found
 
